@@ -1,0 +1,117 @@
+"""Every setting of the server: one field is one flag and its help.
+
+`cli/` turns the fields into command-line flags (`max_total_tokens` -> `--max-total-tokens`) and
+is the only reader of argv and environment. Each part of the house receives its own record here,
+never the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the flag, the value and the mend."""
+
+
+def flag(default: Any, help: str, *, choices: tuple[str, ...] = (), alias: str = "") -> Any:
+    """A config field with what the command line needs: help text, choices, a second spelling."""
+    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What is loaded and in which precision."""
+
+    model: Path | None = flag(
+        None, "checkpoint directory; the embedded demo model when absent", alias="--model-path"
+    )
+    dtype: str = flag(
+        "auto",
+        "precision of everything but the experts; auto: the checkpoint's, or float32 where the "
+        "CPU has no fast bfloat16",
+        choices=("auto", "bfloat16", "float32"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """Where the routed experts come from and which threads compute them."""
+
+    kt_weight_path: Path | None = flag(
+        None, "directory with the expert weights, when not the model's"
+    )
+    kt_cpuinfer: int | None = flag(
+        None, "worker threads for the experts, over all pools; default: the cores we may use"
+    )
+    kt_threadpool_count: int | None = flag(
+        None, "thread pools; default: one for each NUMA node we may use"
+    )
+    kt_numa_nodes: tuple[int, ...] = flag((), "NUMA node of each pool, comma-separated")
+    kt_isa: str = flag(
+        "auto",
+        "instruction set of the expert kernels; auto: the best this machine grants",
+        choices=("auto", "amx", "avx512", "avx2"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How requests share the machine."""
+
+    chunked_prefill_size: int = flag(2048, "most tokens of one step, over all requests")
+    max_running_requests: int = flag(64, "requests that run at the same time")
+    max_total_tokens: int | None = flag(
+        None, "tokens the KV cache holds; default: what --mem-fraction-static leaves"
+    )
+    mem_fraction_static: float = flag(
+        0.8, "share of memory that weights, KV cache and recurrent state may fill together"
+    )
+    context_length: int | None = flag(
+        None, "longest sequence in tokens, prompt and output; default: the model's own limit"
+    )
+    page_size: int = flag(16, "tokens per page of the KV cache")
+    max_queued_requests: int = flag(
+        256, "requests that may wait; one more is answered 429 with Retry-After"
+    )
+    random_seed: int | None = flag(
+        None, "seed from which requests without a seed of their own draw theirs"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What the HTTP side promises."""
+
+    host: str = flag("127.0.0.1", "address to listen on")
+    port: int = flag(30000, "TCP port; 0 picks a free one")
+    served_model_name: str | None = flag(
+        None, "name in /v1/models and in answers; default: the checkpoint directory's name"
+    )
+    api_key: str | None = flag(None, "bearer token that every request but /health must carry")
+    weight_version: str = flag("default", "reported in the metadata of every answer")
+    chat_template: Path | None = flag(
+        None, "jinja chat template file, instead of the checkpoint's own"
+    )
+    tool_call_parser: str | None = flag(
+        None, "how tool calls are read from the model's text (qwen3_coder); default: by checkpoint"
+    )
+    reasoning_parser: str | None = flag(
+        None, "how reasoning is told from content (qwen3); default: by checkpoint"
+    )
+    max_body_bytes: int = flag(16 * 1024 * 1024, "largest request body")
+    drain_seconds: float = flag(
+        30.0, "on SIGTERM running requests may go on for so long before they are ended"
+    )
+    stream_write_timeout: float = flag(
+        20.0, "a client that reads nothing for so many seconds is cut"
+    )
+    stream_keepalive_seconds: float = flag(
+        15.0, "a silent stream carries a comment every so many seconds"
+    )
+    idle_timeout: float = flag(60.0, "a kept-alive connection without request is closed after so many seconds")
+    log_level: str = flag(
+        "info", "how much is logged", choices=("debug", "info", "warning", "error")
+    )

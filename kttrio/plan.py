@@ -1,0 +1,91 @@
+"""The one record that the two wings share: what a step computes, and what it found.
+
+The engine writes a `StepPlan` without knowing tensors; the runner turns it into tensors without
+knowing requests. All of it is plain data, so that the runner may live in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from kttrio.request import SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the runner has allocated; the scheduler never plans beyond it."""
+
+    num_slots: int
+    """Sequences that may hold state at the same time (recurrent state and sampling rows)."""
+    num_pages: int
+    page_size: int
+    """Tokens per page."""
+    context_length: int
+    """Longest sequence, prompt and output together, in tokens."""
+    max_step_tokens: int
+    """Most tokens of one step, over all chunks."""
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence. Decode is a chunk of one token: there is no phase.
+
+    `start` 0 begins a new sequence: whatever the slot held before must not matter.
+    `pages` is the sequence's page table up to the last token of this chunk.
+    """
+
+    slot: int
+    start: int
+    token_ids: tuple[int, ...]
+    pages: tuple[int, ...]
+    sampling: SamplingParams
+    sample: bool
+    """Draw the token after the last one of this chunk; False in the middle of a prompt."""
+    num_prompt_tokens: int
+    """Tokens of the sequence below this position are prompt, the others output (penalties and
+    the random draw count output tokens from here)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass. No two chunks share a slot or a page."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What one chunk of the plan found, in the plan's order."""
+
+    token: int | None
+    """The sampled token; None where the chunk did not ask."""
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    """For the chunk's tokens, when the request asks: entry j scores the prompt token at position
+    start + 1 + j; tokens past the prompt's end have no entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    chunks: tuple[ChunkResult, ...]
+    seconds: float
+    """Wall time of the step in the runner."""
+
+
+class StepRunner(Protocol):
+    """Computes steps, one at a time, in one thread of its own."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one step. An exception fails the plan's sequences, and only those."""
+        ...
+
+    def close(self) -> None: ...

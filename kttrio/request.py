@@ -1,0 +1,81 @@
+"""What the server asks of the engine and what comes back, in token ids only.
+
+Plain records: no text, no torch, no trio. Strings (stop strings, templates, tool calls) never
+pass this wall; the front of the house keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class FinishReason(StrEnum):
+    """Why a sequence produced its last event; the values are what OpenAI clients know."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn. The server validates the ranges; the engine trusts them.
+
+    `temperature` 0 means greedy. `top_k` 0 and `top_p` 1.0 mean off. `seed` is always set: the
+    draw at output position i depends on (seed, i) alone, never on the rest of the batch.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end the sequence: the model's own end tokens (absent with `ignore_eos`) and the
+    request's."""
+    logprobs: int | None = None
+    """None: no log-probabilities. n >= 0: that of the sampled token and the n best beside it."""
+    prompt_logprobs: int | None = None
+    """The same for every prompt token after the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One sequence to generate. `max_tokens` 0 only scores the prompt."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class TokenLogprob(NamedTuple):
+    """Natural-log probability of one token under the model, before temperature and penalties."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable (token, logprob) pairs, best first."""
+
+
+class TokenEvent(NamedTuple):
+    """One step's news of one sequence.
+
+    The last event has `finish` set. It carries the final token (`token` None when there is none:
+    scoring only, abort, error). A stop token is reported: the text side leaves it out.
+    """
+
+    token: int | None
+    finish: FinishReason | None = None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    """Sent once, with the first event, when asked for; entry 0 is None."""
+    error: str | None = None

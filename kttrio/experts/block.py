@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kttrio.experts.routing import Routing, softmax_top_k

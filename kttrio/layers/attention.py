@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kttrio.layers.batch import Batch
@@ -142,7 +142,7 @@ def _attend(query: Tensor, group: KeyGroup, cache: AttentionCache) -> Tensor:
     further queries of it, so that keys and values are never repeated.
     """
     key, value = (
-        pages.flatten(0, 1).index_select(0, group.keys).unflatten(0, (group.size, -1))
+        pages.flatten(0, 1).index_select(0, group.keys).view(group.size, -1, *pages.shape[2:])
         for pages in (cache.key, cache.value)
     )  # [n, keys, kv_heads, head_dim]
     kv_heads, head_dim = key.shape[2:]
@@ -154,7 +154,7 @@ def _attend(query: Tensor, group: KeyGroup, cache: AttentionCache) -> Tensor:
     out = F.scaled_dot_product_attention(
         by_head.flatten(2, 3), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
     )  # [n, kv_heads, queries * shared, head_dim]
-    return out.unflatten(2, (-1, shared)).transpose(1, 2).reshape(query.shape)
+    return out.view(*by_head.shape).transpose(1, 2).reshape(query.shape)
 
 
 class GatedAttention(nn.Module):

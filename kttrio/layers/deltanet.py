@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kttrio.layers.batch import Batch
@@ -153,7 +153,8 @@ def delta_chunks(
 def _by_chunk(x: Tensor) -> Tensor:
     """[n, length, heads, ...] -> [n, heads, chunks, c, ...]"""
     size = min(CHUNK, x.shape[1])
-    return x.transpose(1, 2).unflatten(2, (-1, size)).contiguous()
+    shape = (x.shape[0], x.shape[1] // size, size, *x.shape[2:])
+    return x.reshape(shape).movedim(3, 1).contiguous()
 
 
 class GatedDeltaNet(nn.Module):
@@ -245,11 +246,12 @@ class GatedDeltaNet(nn.Module):
         """Convolved channels to unit queries and keys and values, one of each per value head."""
         keys = self.key_heads * self.key_dim
         active = F.silu(convolved)
-        pair = active[..., : 2 * keys].unflatten(-1, (2 * self.key_heads, self.key_dim))
+        lead = active.shape[:-1]
+        pair = active[..., : 2 * keys].reshape(*lead, 2 * self.key_heads, self.key_dim)
         pair = pair * torch.rsqrt(pair.square().sum(-1, keepdim=True) + 1e-6)
         pair = pair.repeat_interleave(self.value_heads // self.key_heads, dim=-2)
         query, key = pair.chunk(2, dim=-2)
-        value = active[..., 2 * keys :].unflatten(-1, (self.value_heads, self.value_dim))
+        value = active[..., 2 * keys :].reshape(*lead, self.value_heads, self.value_dim)
         return query * self.key_dim**-0.5, key, value
 
 

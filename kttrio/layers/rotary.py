@@ -43,7 +43,7 @@ class Rotation(NamedTuple):
     def apply(self, x: Tensor) -> Tensor:
         """Rotate x [tokens, heads, head_dim]: dimension i pairs with i + rotary_dim / 2."""
         half = self.cos.shape[-1]
-        first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+        first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
         first, second = first.float(), second.float()
         turned = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
         return torch.cat((*(part.to(x.dtype) for part in turned), rest), dim=-1)

@@ -136,26 +136,35 @@ class CausalLM(nn.Module, ABC):
         self.bank.close()
 
 
-class Family(Protocol):
-    """A module of this folder. `config` is whatever its own `parse` returned."""
+class Blueprint(Protocol):
+    """A parsed config.json: what to read, and the empty model to read it into."""
 
-    SKIPPED: tuple[str, ...]
-    """Prefixes of tensors that are left out knowingly."""
+    @property
+    def shape(self) -> ModelShape: ...
 
-    def parse(self, raw: dict[str, Any]) -> Any:
-        """config.json -> frozen record; CheckpointError for what is missing or unsupported."""
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Prefixes of stored tensors that are left out knowingly."""
         ...
 
-    def shape(self, config: Any) -> ModelShape: ...
+    def weight_map(self) -> Iterator[Weight]:
+        """Every dense parameter."""
+        ...
 
-    def weight_map(self, config: Any) -> Iterator[Weight]: ...
-
-    def expert_map(self, config: Any) -> Iterator[ExpertWeights]:
+    def expert_map(self) -> Iterator[ExpertWeights]:
         """One entry per layer with routed experts, in order."""
         ...
 
-    def build(self, config: Any, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-        """The uninitialised model."""
+    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
+        """The model, uninitialised."""
+        ...
+
+
+class Family(Protocol):
+    """A module of this folder."""
+
+    def parse(self, raw: dict[str, Any]) -> Blueprint:
+        """Read config.json; CheckpointError for what is missing or unsupported."""
         ...
 
 
@@ -203,37 +212,29 @@ def stored_dtype(raw: dict[str, Any]) -> torch.dtype:
 class _Source:
     """An opened checkpoint that fits its config."""
 
-    family: Family
-    config: Any
+    blueprint: Blueprint
     dense: Checkpoint
     experts: Checkpoint  # the same one, or that of --kt-weight-path
+    weights: list[Weight]
+    expert_maps: list[ExpertWeights]
     expert_format: str
-
-    @property
-    def weights(self) -> list[Weight]:
-        return list(self.family.weight_map(self.config))
-
-    @property
-    def expert_maps(self) -> list[ExpertWeights]:
-        return list(self.family.expert_map(self.config))
 
 
 @contextmanager
 def _opened(directory: Path, expert_path: Path | None) -> Iterator[_Source]:
     """Open and check everything, before a single weight is read."""
     raw = read_config(directory)
-    family = find_family(str(raw.get("model_type")))
-    config = family.parse(raw)
+    blueprint = find_family(str(raw.get("model_type"))).parse(raw)
+    weights, maps = list(blueprint.weight_map()), list(blueprint.expert_map())
     with ExitStack() as files:
         dense = files.enter_context(Checkpoint(directory))
         experts = files.enter_context(Checkpoint(expert_path)) if expert_path else dense
-        parts = [part for weight in family.weight_map(config) for part in weight.parts]
-        maps = list(family.expert_map(config))
+        parts = [part for weight in weights for part in weight.parts]
         check_parts(dense, parts)
-        found = {check_experts(experts, weights) for weights in maps}
-        known = {part.name for weights in maps for part in weights.all_parts()}
-        check_names(dense, known | {part.name for part in parts}, family.SKIPPED)
-        yield _Source(family, config, dense, experts, "+".join(sorted(found)))
+        found = {check_experts(experts, layer) for layer in maps}
+        known = {part.name for layer in maps for part in layer.all_parts()}
+        check_names(dense, known | {part.name for part in parts}, blueprint.skipped)
+        yield _Source(blueprint, dense, experts, weights, maps, "+".join(sorted(found)))
 
 
 def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> Estimate:
@@ -244,11 +245,11 @@ def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> E
     with _opened(directory, experts.kt_weight_path) as source:
         maps = source.expert_maps
         with torch.device("meta"):
-            model = source.family.build(source.config, Unloaded(len(maps)), dtype=dtype)
+            model = source.blueprint.build(Unloaded(len(maps)), dtype=dtype)
         expert_bytes = sum(
             formats.find(formats.stored_format(source.experts, part.name)).nbytes(part.shape)
-            for weights in maps
-            for part in weights.all_parts()
+            for layer in maps
+            for part in layer.all_parts()
         )
         return Estimate(
             shape=model.shape,
@@ -277,12 +278,12 @@ def load_model(
         total = sum(stored_bytes(source.dense, weight.parts) for weight in weights)
         total += sum(stored_bytes(source.experts, layer.all_parts()) for layer in maps)
         countdown = Countdown(total, progress)
-        limits = ExpertLimits(max_step_tokens, source.family.shape(source.config).top_k)
+        limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
         with ExitStack() as undo:
             bank = ExpertBank(experts, dtype=dtype, limits=limits)
             undo.callback(bank.close)
             bank.load(source.experts, maps, countdown)
-            model = source.family.build(source.config, bank, dtype=dtype)
+            model = source.blueprint.build(bank, dtype=dtype)
             fill(model, source.dense, weights, countdown)
             undo.pop_all()
         return model.eval()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kttrio.experts.bank import Bank
@@ -29,8 +29,6 @@ from kttrio.models.base import CacheShape, CausalLM, ModelShape
 from kttrio.weights.checkpoint import CheckpointError
 from kttrio.weights.fields import Fields
 from kttrio.weights.loader import ExpertWeights, Part, Weight
-
-SKIPPED = ("mtp.",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,30 @@ class Config:
     def channels(self) -> int:
         """Inputs of the short convolution."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            context_length=self.max_position_embeddings,
+            num_layers=len(self.full_attention),
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+        )
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return ("mtp.", "lm_head.") if self.tied else ("mtp.",)
+
+    def weight_map(self) -> Iterator[Weight]:
+        return _weight_map(self)
+
+    def expert_map(self) -> Iterator[ExpertWeights]:
+        return _expert_map(self)
+
+    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
+        return Qwen3Next(self, bank, dtype=dtype)
 
 
 def parse(raw: dict[str, Any]) -> Config:
@@ -149,18 +171,7 @@ def _check_config(config: Config) -> None:
         raise CheckpointError("config.json: linear_conv_kernel_dim must be at least 2")
 
 
-def shape(config: Config) -> ModelShape:
-    return ModelShape(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        context_length=config.max_position_embeddings,
-        num_layers=len(config.full_attention),
-        num_experts=config.num_experts,
-        top_k=config.top_k,
-    )
-
-
-def weight_map(config: Config) -> Iterator[Weight]:
+def _weight_map(config: Config) -> Iterator[Weight]:
     """Every dense parameter; projections that read the same input become one matrix."""
     hidden, vocab = (config.hidden_size,), (config.vocab_size, config.hidden_size)
     yield Weight("embedding.weight", (Part("model.embed_tokens.weight", vocab),))
@@ -223,8 +234,8 @@ def _deltanet_map(config: Config, ours: str, theirs: str) -> Iterator[Weight]:
 def _part_key_heads(config: Config, qkvz: Tensor, ba: Tensor) -> Tensor:
     """Both matrices are stored key head by key head; here each kind's rows stand together."""
     wide = config.value_heads // config.key_heads * config.value_dim
-    sizes = (config.key_dim, config.key_dim, wide, wide)
-    kinds = qkvz.view(config.key_heads, -1, qkvz.shape[1]).split(sizes, dim=1)
+    sizes = [config.key_dim, config.key_dim, wide, wide]
+    kinds = torch.split(qkvz.view(config.key_heads, -1, qkvz.shape[1]), sizes, dim=1)
     gates = ba.view(config.key_heads, -1, ba.shape[1]).chunk(2, dim=1)
     return torch.cat([kind.flatten(0, 1) for kind in (*kinds, *gates)])
 
@@ -243,7 +254,7 @@ def _moe_map(config: Config, ours: str, theirs: str) -> Iterator[Weight]:
     yield Weight(f"{ours}shared.down.weight", (Part(f"{shared}down_proj.weight", wide[::-1]),))
 
 
-def expert_map(config: Config) -> Iterator[ExpertWeights]:
+def _expert_map(config: Config) -> Iterator[ExpertWeights]:
     for layer in range(len(config.full_attention)):
         expert = f"model.layers.{layer}.mlp.experts.{{}}."
         yield ExpertWeights(
@@ -313,7 +324,7 @@ def _deltanet(config: Config, dtype: torch.dtype) -> GatedDeltaNet:
 
 class Qwen3Next(CausalLM):
     def __init__(self, config: Config, bank: Bank, *, dtype: torch.dtype) -> None:
-        super().__init__(shape(config), bank)
+        super().__init__(config.shape, bank)
         self.config, self.dtype = config, dtype
         self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.rotary = Rotary(config.rotary_dim, theta=config.rope_theta)
@@ -375,7 +386,3 @@ class Qwen3Next(CausalLM):
                 conv = torch.zeros(history, dtype=self.dtype, device=device)
                 caches.append(RecurrentCache(conv, torch.zeros(state, device=device)))
         return caches
-
-
-def build(config: Config, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-    return Qwen3Next(config, bank, dtype=dtype)

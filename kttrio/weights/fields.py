@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from math import inf
 
 from kttrio.weights.checkpoint import CheckpointError
 
@@ -10,7 +11,7 @@ from kttrio.weights.checkpoint import CheckpointError
 class Fields:
     """A JSON object and where it stands, for messages."""
 
-    def __init__(self, raw: dict[str, Any], where: str = "config.json") -> None:
+    def __init__(self, raw: Mapping[str, object], where: str = "config.json") -> None:
         self.raw = raw
         self.where = where
 
@@ -21,14 +22,14 @@ class Fields:
     def integer(self, name: str, default: int | None = None) -> int:
         """A positive integer."""
         value = self._value(name, default)
-        if type(value) is not int or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{self.where}: {name} is {value!r}, not a positive integer")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number."""
         value = self._value(name, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
             raise CheckpointError(f"{self.where}: {name} is {value!r}, not a positive number")
         return float(value)
 
@@ -51,7 +52,7 @@ class Fields:
             raise CheckpointError(f"{self.where}: {name} is {value!r}, not an object")
         return Fields(value, f"{self.where}: {name}")
 
-    def demand(self, name: str, expected: Any, default: Any = None) -> None:
+    def demand(self, name: str, expected: object, default: object = None) -> None:
         """Refuse a model whose field is not the one value that is implemented."""
         value = self.raw.get(name, default)
         if value != expected:
@@ -59,7 +60,7 @@ class Fields:
                 f"{self.where}: {name} {value!r} is not supported, only {expected!r}"
             )
 
-    def _value(self, name: str, default: Any) -> Any:
+    def _value(self, name: str, default: object) -> object:
         value = self.raw.get(name)
         if value is None:
             value = default

@@ -7,7 +7,7 @@ The layout of the published FP8 checkpoints: `NAME` and `NAME_scale_inv`, the la
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
@@ -63,7 +63,7 @@ def quantize(weight: Tensor) -> Packed:
     """Round to nearest with the block's largest magnitude at the end of e4m3's range."""
     rows, columns = weight.shape
     padded = F.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
-    blocks = padded.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))  # [rb, 128, cb, 128]
+    blocks = padded.view(padded.shape[0] // BLOCK, BLOCK, padded.shape[1] // BLOCK, BLOCK)
     scale = blocks.abs().amax((1, 3)).clamp(min=1e-12) / LARGEST
     data = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST).view(padded.shape)
     return Packed(data[:rows, :columns].to(torch.float8_e4m3fn), scale)

@@ -61,9 +61,9 @@ def open_pool(config: ExpertConfig) -> native.Pool:
             f"--kt-numa-nodes names {len(nodes)} nodes but --kt-threadpool-count is {count}: "
             "give one of them, or as many nodes as pools"
         )
-    if count is not None and not nodes:
-        nodes = tuple(range(count))
-    return native.Pool(threads=config.kt_cpuinfer, nodes=nodes or None, isa=config.kt_isa)
+    return native.Pool(
+        threads=config.kt_cpuinfer, nodes=nodes or None, parts=count, isa=config.kt_isa
+    )
 
 
 def check_experts(checkpoint: Checkpoint, weights: ExpertWeights) -> str:
@@ -174,6 +174,8 @@ class ExpertBank:
 
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
+        for layer in self._layers:
+            layer.close()
         self._layers.clear()
         self._pool.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -117,8 +117,8 @@ class ExpertBank:
                 num_experts=weights.num_experts,
                 hidden_size=weights.hidden_size,
                 intermediate_size=weights.intermediate_size,
-                weight_format=form,
-                activation=str(self._activation).removeprefix("torch."),
+                weight_format=cast("Literal['bf16', 'fp8']", form),  # checked by the library
+                activation="float32" if self._activation is torch.float32 else "bfloat16",
                 max_tokens=self._limits.max_tokens,
                 max_top_k=self._limits.max_top_k,
             )

@@ -281,7 +281,7 @@ class _Link:
         while isinstance(event, h11.InformationalResponse):
             event = await self._next()
         if not isinstance(event, h11.Response):
-            raise ConnectionLost("the server closed the connection without an answer")
+            raise ConnectionLost("the server ended the connection without an answer")
         self.status = event.status_code
         self.headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
 

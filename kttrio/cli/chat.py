@@ -227,7 +227,7 @@ class Chat:
 
     def _write(self, text: str, style: str) -> None:
         if text:
-            self._console.print(_printable(text), style=style, end="", markup=False)
+            self._console.out(_printable(text), style=style, end="")
 
     def _dim(self, text: str) -> None:
         if self._console.is_terminal:

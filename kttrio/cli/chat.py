@@ -226,8 +226,11 @@ class Chat:
             self._write(calls, "cyan")
 
     def _write(self, text: str, style: str) -> None:
-        if text:
+        if style and text:
             self._console.out(_printable(text), style=style, end="")
+        elif text:
+            self._console.file.write(_printable(text))  # rich would expand tabs
+            self._console.file.flush()
 
     def _dim(self, text: str) -> None:
         if self._console.is_terminal:

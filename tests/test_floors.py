@@ -23,6 +23,7 @@ CPP = ROOT / "cpp"
 BACK = ("runner", "models", "experts", "layers", "weights")
 FLOORS: dict[str, tuple[str, ...]] = {
     # a part of the package -> the parts it may import, beside itself
+    "__main__": ("cli",),
     "cli": ("serve", "client", "server", "text", "engine", *BACK, "native", "config", "request"),
     "serve": ("server", "text", "engine", *BACK, "native", "config", "request", "plan"),
     "client": (),

@@ -42,8 +42,8 @@ check_system() {
 
 # One hash over the contents and names of the given files and folders.
 hash_of() {
-  (cd "$root" && find "$@" -type f ! -path '*/__pycache__/*' -print0 2>/dev/null | sort -z |
-    xargs -0 sha256sum | sha256sum | cut -c1-32)
+  (cd "$root" && { find "$@" -type f ! -path '*/__pycache__/*' -print0 2>/dev/null || true; } |
+    sort -z | xargs -0 sha256sum | sha256sum | cut -c1-32)
 }
 
 # PyTorch keeps its builds without CUDA on an index of its own: a machine without a GPU saves

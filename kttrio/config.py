@@ -16,9 +16,21 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names the flag, the value and the mend."""
 
 
-def flag(default: Any, help: str, *, choices: tuple[str, ...] = (), alias: str = "") -> Any:
-    """A config field with what the command line needs: help text, choices, a second spelling."""
-    return field(default=default, metadata={"help": help, "choices": choices, "alias": alias})
+def flag(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    alias: str = "",
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A config field with what the command line needs: help text, choices, a second spelling,
+    and the smallest and largest number that makes sense."""
+    bounds = {"least": least, "most": most}
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "alias": alias} | bounds
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +56,12 @@ class ExpertConfig:
         None, "directory with the expert weights, when not the model's"
     )
     kt_cpuinfer: int | None = flag(
-        None, "worker threads for the experts, over all pools; default: the cores we may use"
+        None,
+        "worker threads for the experts, over all pools; default: the cores we may use",
+        least=1,
     )
     kt_threadpool_count: int | None = flag(
-        None, "thread pools; default: one for each NUMA node we may use"
+        None, "thread pools; default: one for each NUMA node we may use", least=1
     )
     kt_numa_nodes: tuple[int, ...] = flag((), "NUMA node of each pool, comma-separated")
     kt_isa: str = flag(
@@ -61,23 +75,28 @@ class ExpertConfig:
 class EngineConfig:
     """How requests share the machine."""
 
-    chunked_prefill_size: int = flag(2048, "most tokens of one step, over all requests")
-    max_running_requests: int = flag(64, "requests that run at the same time")
+    chunked_prefill_size: int = flag(2048, "most tokens of one step, over all requests", least=1)
+    max_running_requests: int = flag(64, "requests that run at the same time", least=1)
     max_total_tokens: int | None = flag(
-        None, "tokens the KV cache holds; default: what --mem-fraction-static leaves"
+        None, "tokens the KV cache holds; default: what --mem-fraction-static leaves", least=1
     )
     mem_fraction_static: float = flag(
-        0.8, "share of memory that weights, KV cache and recurrent state may fill together"
+        0.8,
+        "share of memory that weights, KV cache and recurrent state may fill together",
+        least=0.01,
+        most=1.0,
     )
     context_length: int | None = flag(
-        None, "longest sequence in tokens, prompt and output; default: the model's own limit"
+        None,
+        "longest sequence in tokens, prompt and output; default: the model's own limit",
+        least=1,
     )
-    page_size: int = flag(16, "tokens per page of the KV cache")
+    page_size: int = flag(16, "tokens per page of the KV cache", least=1)
     max_queued_requests: int = flag(
-        256, "requests that may wait; one more is answered 429 with Retry-After"
+        256, "requests that may wait; one more is answered 429 with Retry-After", least=0
     )
     random_seed: int | None = flag(
-        None, "seed from which requests without a seed of their own draw theirs"
+        None, "seed from which requests without a seed of their own draw theirs", least=0
     )
 
 
@@ -86,7 +105,7 @@ class ServerConfig:
     """What the HTTP side promises."""
 
     host: str = flag("127.0.0.1", "address to listen on")
-    port: int = flag(30000, "TCP port; 0 picks a free one")
+    port: int = flag(30000, "TCP port; 0 picks a free one", least=0, most=65535)
     served_model_name: str | None = flag(
         None, "name in /v1/models and in answers; default: the checkpoint directory's name"
     )
@@ -101,17 +120,19 @@ class ServerConfig:
     reasoning_parser: str | None = flag(
         None, "how reasoning is told from content (qwen3); default: by checkpoint"
     )
-    max_body_bytes: int = flag(16 * 1024 * 1024, "largest request body")
+    max_body_bytes: int = flag(16 * 1024 * 1024, "largest request body", least=1024)
     drain_seconds: float = flag(
-        30.0, "on SIGTERM running requests may go on for so long before they are ended"
+        30.0, "on SIGTERM running requests may go on for so long before they are ended", least=0
     )
     stream_write_timeout: float = flag(
-        20.0, "a client that reads nothing for so many seconds is cut"
+        20.0, "a client that reads nothing for so many seconds is cut", least=0.1
     )
     stream_keepalive_seconds: float = flag(
-        15.0, "a silent stream carries a comment every so many seconds"
+        15.0, "a silent stream carries a comment every so many seconds", least=0.1
     )
-    idle_timeout: float = flag(60.0, "a kept-alive connection without request is closed after so many seconds")
+    idle_timeout: float = flag(
+        60.0, "a kept-alive connection without request is closed after so many seconds", least=0.1
+    )
     log_level: str = flag(
         "info", "how much is logged", choices=("debug", "info", "warning", "error")
     )

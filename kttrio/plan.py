@@ -67,8 +67,9 @@ class ChunkResult:
     """The sampled token; None where the chunk did not ask."""
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
-    """For the chunk's tokens, when the request asks: entry j scores the prompt token at position
-    start + 1 + j; tokens past the prompt's end have no entry."""
+    """The chunk's own prompt tokens in order, when the request asks. The sequence's first token has
+    no entry; a later chunk's first token has one, so the prompt's chunks must follow each other
+    in one slot. None where the chunk holds no prompt token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,187 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <string>
+
+#include "error.h"
+#include "topology.h"
+
+namespace ktt {
+namespace {
+
+// Long enough to bridge the gaps within a forward, short enough not to be felt by others.
+constexpr auto kSpinTime = std::chrono::microseconds(50);
+constexpr int kPausesBetweenLooks = 32;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Returns once `value` differs from `old`: spins briefly, then sleeps.
+void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
+  do {
+    for (int i = 0; i < kPausesBetweenLooks; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  value.wait(old, std::memory_order_acquire);
+}
+
+std::string describe(const std::vector<NumaNode>& nodes) {
+  std::string text;
+  for (const auto& node : nodes) text += (text.empty() ? "" : ", ") + std::to_string(node.id);
+  return text;
+}
+
+const NumaNode& find_node(const std::vector<NumaNode>& nodes, int id) {
+  for (const auto& node : nodes) {
+    if (node.id == id) return node;
+  }
+  throw Error(ErrorCode::kInvalidArgument,
+              "NUMA node " + std::to_string(id) +
+                  " has no processor this process may use; nodes that have: " + describe(nodes));
+}
+
+// The NUMA node of each part.
+std::vector<int> place_parts(const PoolOptions& options, const std::vector<NumaNode>& nodes) {
+  for (const int id : options.nodes) find_node(nodes, id);
+  if (!options.nodes.empty()) return options.nodes;
+  std::vector<int> result(options.num_parts == 0 ? nodes.size() : options.num_parts);
+  for (size_t i = 0; i < result.size(); ++i) result[i] = nodes[i % nodes.size()].id;
+  return result;
+}
+
+size_t default_threads(const std::vector<NumaNode>& nodes, std::vector<int> numa_of) {
+  const size_t num_parts = numa_of.size();
+  std::sort(numa_of.begin(), numa_of.end());
+  numa_of.erase(std::unique(numa_of.begin(), numa_of.end()), numa_of.end());
+  size_t num_cores = 0;
+  for (const int id : numa_of) num_cores += static_cast<size_t>(find_node(nodes, id).num_cores);
+  return std::max(num_cores, num_parts);
+}
+
+// Deals out a node's processors one by one; when they are used up, all of them at once.
+class Dealer {
+ public:
+  explicit Dealer(std::vector<NumaNode> nodes) : nodes_(std::move(nodes)) {}
+
+  std::vector<int> next(int numa_node) {
+    const auto& cpus = find_node(nodes_, numa_node).cpus;
+    size_t& used = used_[numa_node];
+    if (used == cpus.size()) return cpus;
+    return {cpus[used++]};
+  }
+
+ private:
+  std::vector<NumaNode> nodes_;
+  std::map<int, size_t> used_;
+};
+
+}  // namespace
+
+Pool::Pool(const PoolOptions& options) {
+  const auto nodes = allowed_nodes();
+  const auto numa_of = place_parts(options, nodes);
+  num_threads_ = options.num_threads == 0 ? default_threads(nodes, numa_of) : options.num_threads;
+  if (num_threads_ < numa_of.size()) {
+    throw Error(ErrorCode::kInvalidArgument, "a pool of " + std::to_string(numa_of.size()) +
+                                                 " parts needs at least as many threads, not " +
+                                                 std::to_string(num_threads_));
+  }
+  std::vector<size_t> threads_of(numa_of.size());
+  for (size_t t = 0; t < num_threads_; ++t) ++threads_of[t % threads_of.size()];
+  for (const int id : numa_of) {
+    parts_.push_back(std::make_unique<Part>());
+    parts_.back()->memory_node = nodes.size() > 1 ? id : -1;
+  }
+  try {
+    start_workers(threads_of, numa_of);
+  } catch (...) {
+    stop_workers();
+    throw;
+  }
+}
+
+Pool::~Pool() { stop_workers(); }
+
+// Worker 0 is whoever calls; a processor is left free for it, but it is never pinned itself.
+void Pool::start_workers(const std::vector<size_t>& threads_of, const std::vector<int>& numa_of) {
+  Dealer dealer(allowed_nodes());
+  size_t worker = 0;
+  for (size_t part = 0; part < parts_.size(); ++part) {
+    for (size_t i = 0; i < threads_of[part]; ++i, ++worker) {
+      auto cpus = dealer.next(numa_of[part]);
+      if (worker == 0) continue;
+      workers_.emplace_back([this, place = Place{part, worker}, cpus = std::move(cpus)] {
+        worker_loop(place, cpus);
+      });
+    }
+  }
+}
+
+void Pool::stop_workers() {
+  stop_.store(true, std::memory_order_release);
+  epoch_.fetch_add(1, std::memory_order_acq_rel);
+  epoch_.notify_all();
+  for (auto& worker : workers_) worker.join();
+  workers_.clear();
+}
+
+void Pool::worker_loop(Place place, const std::vector<int>& cpus) {
+  pin_to(cpus);
+  for (;;) {
+    const uint32_t seen = epoch_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_acquire)) return;
+    work(place);
+    wait_for_change(epoch_, seen);
+  }
+}
+
+void Pool::work(Place place) {
+  Part& part = *parts_[place.part];
+  for (;;) {
+    const int64_t left = part.unclaimed.fetch_sub(1, std::memory_order_acq_rel);
+    if (left <= 0) return;
+    if (!failed_.load(std::memory_order_relaxed)) {
+      try {
+        task_(context_, place, part.count - static_cast<size_t>(left));
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+      }
+    }
+    if (open_.fetch_sub(1, std::memory_order_acq_rel) == 1) open_.notify_one();
+  }
+}
+
+void Pool::run(const std::vector<size_t>& counts, Task task, void* context) {
+  size_t total = 0;
+  for (const size_t count : counts) total += count;
+  if (total == 0) return;
+  task_ = task;
+  context_ = context;
+  failed_.store(false, std::memory_order_relaxed);
+  open_.store(static_cast<uint32_t>(total), std::memory_order_relaxed);
+  for (size_t i = 0; i < parts_.size(); ++i) parts_[i]->count = counts[i];
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i]->unclaimed.store(static_cast<int64_t>(counts[i]), std::memory_order_release);
+  }
+  if (!workers_.empty() && (total > 1 || counts[0] == 0)) {
+    epoch_.fetch_add(1, std::memory_order_acq_rel);
+    epoch_.notify_all();
+  }
+  work({0, 0});
+  for (uint32_t open; (open = open_.load(std::memory_order_acquire)) != 0;) {
+    wait_for_change(open_, open);
+  }
+  if (failed_.load(std::memory_order_relaxed)) {
+    std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+}
+
+}  // namespace ktt

@@ -1,0 +1,88 @@
+// The only threads there are: workers in one or more parts, each part bound to a NUMA node. The
+// thread that calls parallel_for is a worker itself while the call lasts, so as many threads as
+// cores leave no one waiting for a core.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "memory.h"
+
+namespace ktt {
+
+struct PoolOptions {
+  size_t num_threads = 0;  // the calling thread included; 0: one for each core we may use
+  std::vector<int> nodes;  // NUMA node of each part; empty: see num_parts
+  size_t num_parts = 0;    // 0: one for each NUMA node we may use; else round them
+};
+
+class Pool {
+ public:
+  // Throws Error when a node has no processor we may use or a part would have no thread.
+  explicit Pool(const PoolOptions& options);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  size_t num_parts() const { return parts_.size(); }
+  size_t num_threads() const { return num_threads_; }
+  // The NUMA node of a part's memory; -1 when the machine has one node only.
+  int memory_node(size_t part) const { return parts_[part]->memory_node; }
+
+  // Where a task runs; worker is below num_threads() and no two tasks of a worker overlap.
+  struct Place {
+    size_t part;
+    size_t worker;
+  };
+
+  // Runs fn(Place, i) for each part and each i < counts[part], on that part's workers, and returns
+  // when all are done. The first exception is thrown again here, once every task has ended; tasks
+  // not yet begun by then are left out. One caller at a time, see lock().
+  template <class Fn>
+  void parallel_for(const std::vector<size_t>& counts, Fn&& fn) {
+    run(counts, [](void* f, Place place, size_t i) { (*static_cast<Fn*>(f))(place, i); }, &fn);
+  }
+
+  // Whoever holds this may call parallel_for and use what belongs to the pool.
+  [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+
+ private:
+  using Task = void (*)(void* context, Place place, size_t index);
+
+  struct alignas(kCacheLine) Part {
+    // Tasks not yet claimed; at or below zero there is none. A claim is valid for the region that
+    // runs at that moment, which cannot end before the claimed task has.
+    std::atomic<int64_t> unclaimed{0};
+    size_t count = 0;
+    int memory_node = -1;
+  };
+
+  void run(const std::vector<size_t>& counts, Task task, void* context);
+  void work(Place place);
+  void worker_loop(Place place, const std::vector<int>& cpus);
+  void start_workers(const std::vector<size_t>& threads_of, const std::vector<int>& numa_of);
+  void stop_workers();
+
+  std::vector<std::unique_ptr<Part>> parts_;
+  size_t num_threads_ = 0;
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+
+  // The running region; written before its tasks can be claimed.
+  Task task_ = nullptr;
+  void* context_ = nullptr;
+  std::exception_ptr error_;
+  std::atomic<bool> failed_{false};
+
+  alignas(kCacheLine) std::atomic<uint32_t> epoch_{0};  // counts regions; workers sleep on it
+  alignas(kCacheLine) std::atomic<uint32_t> open_{0};   // tasks not yet ended; the caller sleeps
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace ktt

@@ -1,0 +1,142 @@
+"""Command-line flags made from the fields of config records: one field, one flag, one help line.
+
+Nothing here knows a particular setting, and no environment variable is read: a command line says
+everything. Limits that concern one number alone are checked here; what several settings must agree
+on, or what must exist on disk, is checked by the subcommand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from kttrio.config import ConfigError
+
+
+def flag_name(field_name: str) -> str:
+    """The flag of a field: `max_total_tokens` -> `--max-total-tokens`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: what was probably meant."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else "see --help"
+
+
+def parse_flags(
+    prog: str, description: str, argv: Sequence[str], records: Sequence[type[Any]]
+) -> tuple[Any, ...]:
+    """One filled instance of every record, from the arguments after the subcommand.
+
+    `--flag value` and `--flag=value` mean the same; the last of several wins. Raises ConfigError
+    naming the flag; `--help` prints and exits.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    for record in records:
+        group = parser.add_argument_group(_first_line(record))
+        hints = get_type_hints(record)
+        for item in fields(record):
+            _add_flag(group, item, hints[item.name])
+    given, rest = parser.parse_known_args(list(argv))
+    if rest:
+        raise ConfigError(_unknown(rest[0], parser.known_flags()))
+    return tuple(_fill(record, vars(given)) for record in records)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors that are raised instead of printed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument ").replace("one argument", "a value"))
+
+    def known_flags(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+def _first_line(record: type[Any]) -> str:
+    return (record.__doc__ or record.__name__).splitlines()[0].rstrip(".")
+
+
+def _add_flag(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> None:
+    names = [flag_name(item.name)]
+    if item.metadata.get("alias"):
+        names.append(item.metadata["alias"])
+    text = item.metadata["help"].replace("%", "%%") + _default_text(item.default)
+    options: dict[str, Any] = {"dest": item.name, "default": None, "help": text}
+    if hint is bool:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
+        return
+    choices = item.metadata.get("choices")
+    shown = "{" + ",".join(choices) + "}" if choices else _plain_type(hint).__name__.upper()
+    group.add_argument(*names, metavar=shown, **options)
+
+
+def _default_text(default: Any) -> str:
+    if default is None or default == ():
+        return ""
+    return f" (default: {default})".replace("%", "%%")
+
+
+def _unknown(argument: str, known: Sequence[str]) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected argument {argument!r}; every setting is a --flag, see --help"
+    return f"unknown flag {name}; {nearest(name, known)}"
+
+
+def _fill(record: type[Any], given: dict[str, Any]) -> Any:
+    hints = get_type_hints(record)
+    values = {
+        item.name: _convert(item, hints[item.name], given[item.name])
+        for item in fields(record)
+        if given[item.name] is not None
+    }
+    return record(**values)
+
+
+def _plain_type(hint: Any) -> type[Any]:
+    """The type of one given value: `int | None` -> int, `tuple[int, ...]` -> tuple."""
+    if isinstance(hint, UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    kind: type[Any] = get_origin(hint) or hint
+    return kind
+
+
+def _convert(item: Field[Any], hint: Any, text: str | bool) -> Any:
+    if isinstance(text, bool):
+        return text
+    name, kind = flag_name(item.name), _plain_type(hint)
+    if not text:
+        raise ConfigError(f"{name}: needs a value, got an empty one")
+    choices = item.metadata.get("choices")
+    if choices and text not in choices:
+        raise ConfigError(f"{name}: {text!r} is none of {', '.join(choices)}")
+    if kind is tuple:
+        parts = [part.strip() for part in text.split(",")]
+        return tuple(_number(name, int, part, item.metadata) for part in parts)
+    if kind in (int, float):
+        return _number(name, kind, text, item.metadata)
+    return Path(text).expanduser() if kind is Path else text
+
+
+def _number(name: str, kind: type[Any], text: str, metadata: Any) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name}: {text!r} is not {wanted}") from None
+    least, most = metadata.get("least"), metadata.get("most")
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}: {text} is not a finite number")
+    if least is not None and value < least:
+        raise ConfigError(f"{name}: {text} is too small; the least is {least}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name}: {text} is too large; the most is {most}")
+    return value

@@ -1,0 +1,54 @@
+"""`kttrio SUBCOMMAND ...`: finds the subcommand's module and turns bad usage into exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from kttrio.cli.flags import nearest
+from kttrio.config import ConfigError
+
+SUBCOMMANDS = {
+    "serve": "load a model and answer over HTTP",
+    "chat": "talk to a running server from the terminal",
+    "version": "show the versions of kttrio and of what it stands on",
+}
+
+
+def main() -> None:
+    """The entry point `kttrio`; exits with the subcommand's code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exit code of the command line: 0 done, 1 failed, 2 bad usage or setting."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name = "version" if argv[0] == "--version" else argv[0]
+    if name not in SUBCOMMANDS:
+        print(f"kttrio: unknown subcommand {name!r}; {nearest(name, SUBCOMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        code: int = import_module(f"kttrio.cli.{name}").run(argv[1:])
+    except ConfigError as error:
+        print(f"kttrio {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9}{text}" for name, text in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kttrio SUBCOMMAND [--flags]",
+            "",
+            *lines,
+            "",
+            "kttrio SUBCOMMAND --help: its flags",
+        ]
+    )

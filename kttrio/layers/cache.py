@@ -1,0 +1,35 @@
+"""What a layer remembers between steps: one record per layer, handed to it explicitly.
+
+The tensors are shared by all sequences and written in place. Pages and slots are lent by the
+engine; nothing here knows who holds which, and a lent one may hold any garbage, NaN included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCache:
+    """Keys and values of every token, in pages."""
+
+    key: Tensor  # [pages, page_size, kv_heads, head_dim]
+    value: Tensor  # [pages, page_size, kv_heads, head_dim]
+
+    @property
+    def page_size(self) -> int:
+        return self.key.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentCache:
+    """State of fixed size, one slot per sequence."""
+
+    conv: Tensor  # [slots, channels, kernel - 1]: the last inputs of the convolution, newest last
+    state: Tensor  # [slots, heads, key_dim, value_dim] float32
+
+
+LayerCache: TypeAlias = AttentionCache | RecurrentCache

@@ -1,0 +1,259 @@
+"""Gated DeltaNet: linear attention whose memory is one matrix per head.
+
+Yang et al., "Gated Delta Networks" (2024). The same recurrence in two forms: token by token for
+all decoding sequences at once, and in chunks, as matrix products, for longer runs. Sequences
+meet only as entries of a batch dimension: neither convolution nor state crosses a border.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kttrio.layers.batch import Batch
+from kttrio.layers.cache import RecurrentCache
+from kttrio.layers.linear import Linear
+from kttrio.layers.norm import GatedRMSNorm
+
+CHUNK = 64  # tokens that the chunked form takes at once
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Sequences that advance together from their slots."""
+
+    slots: Tensor  # [n]
+    fresh: Tensor | None  # [n] bool, True where the slot holds garbage; None: nowhere
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Lanes of several tokens, padded to a common length."""
+
+    lanes: Lanes
+    rows: Tensor  # [n, length] of the batch; padding repeats the lane's last token
+    padding: Tensor  # [n, length] bool
+    lengths: Tensor  # [n]
+
+
+@dataclass(frozen=True, slots=True)
+class RunIndex:
+    """How a step's sequences advance; built once and used by every recurrent layer."""
+
+    decodes: Lanes | None  # the first `num_decodes` rows
+    num_decodes: int
+    runs: tuple[Run, ...]
+    order: Tensor | None  # [tokens] each token's row in the outputs; None: as it stands
+
+
+def index_runs(batch: Batch) -> RunIndex:
+    """Decodes as one group, longer sequences grouped by their number of chunks."""
+    decodes = _lanes(batch, range(batch.num_decodes)) if batch.num_decodes else None
+    by_chunks: defaultdict[int, list[int]] = defaultdict(list)
+    for sequence in range(batch.num_decodes, len(batch.lengths)):
+        by_chunks[-(-batch.lengths[sequence] // CHUNK)].append(sequence)
+    if not by_chunks:
+        return RunIndex(decodes, batch.num_decodes, (), None)
+    runs = tuple(_run(batch, sequences) for sequences in by_chunks.values())
+    order = torch.arange(batch.num_tokens, device=batch.token_ids.device)
+    written = batch.num_decodes
+    for run in runs:
+        real = ~run.padding.flatten()
+        order[run.rows.flatten()[real]] = written + real.nonzero().squeeze(1)
+        written += run.rows.numel()
+    return RunIndex(decodes, batch.num_decodes, runs, order)
+
+
+def _lanes(batch: Batch, sequences: range | list[int]) -> Lanes:
+    fresh = [batch.starts[sequence] == 0 for sequence in sequences]
+    device = batch.slots.device
+    return Lanes(
+        slots=batch.slots[torch.tensor(list(sequences), device=device)],
+        fresh=torch.tensor(fresh, device=device) if any(fresh) else None,
+    )
+
+
+def _run(batch: Batch, sequences: list[int]) -> Run:
+    device = batch.slots.device
+    lengths = torch.tensor([batch.lengths[s] for s in sequences], device=device)
+    starts = batch.offsets
+    offsets = torch.tensor([starts[s] for s in sequences], device=device)
+    longest = max(batch.lengths[s] for s in sequences)
+    padded = longest if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
+    token = torch.arange(padded, device=device)
+    return Run(
+        lanes=_lanes(batch, sequences),
+        rows=offsets[:, None] + torch.minimum(token, lengths[:, None] - 1),
+        padding=token >= lengths[:, None],
+        lengths=lengths,
+    )
+
+
+def _remembered(cache: Tensor, lanes: Lanes) -> Tensor:
+    """A copy of the lanes' slots, zero where a sequence begins."""
+    held = cache.index_select(0, lanes.slots)
+    if lanes.fresh is not None:
+        held.masked_fill_(lanes.fresh.view(-1, *(1,) * (held.dim() - 1)), 0)
+    return held
+
+
+def delta_step(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> Tensor:
+    """One token of the recurrence; updates `state` [n, heads, key_dim, value_dim] in place.
+
+    query, key [n, heads, key_dim], value [n, heads, value_dim], log `decay` and beta [n, heads];
+    all float32. State decays first; the delta is taken from what is left:
+    S = exp(decay) S;  u = beta (v - S^T k);  S = S + k u^T;  out = S^T q.
+    """
+    kept = decay.exp().unsqueeze(2)
+    # Both reads in one pass over the old state: S_new^T q = kept S_old^T q + (k . q) u.
+    old = torch.matmul(torch.stack((key, query), dim=2), state)
+    delta = beta.unsqueeze(2) * (value - kept * old[:, :, 0])
+    state.mul_(kept.unsqueeze(3)).addcmul_(key.unsqueeze(3), delta.unsqueeze(2))
+    return kept * old[:, :, 1] + (key * query).sum(2, keepdim=True) * delta
+
+
+def delta_chunks(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The recurrence over [n, length, heads, ...] in chunks; returns outputs and the new state.
+
+    A length over `CHUNK` must be a multiple of it. Padding needs key 0 and decay 0.
+    """
+    query, key, value, decay, beta = map(_by_chunk, (query, key, value, decay, beta))
+    total = decay.cumsum(-1)  # log decay since the chunk began: [n, heads, chunks, c]
+    # Masked before exp: above the diagonal the exponent is positive and may overflow.
+    span = total.unsqueeze(-1) - total.unsqueeze(-2)
+    upper = torch.ones_like(span[0, 0, 0], dtype=torch.bool).triu(1)
+    span = span.masked_fill_(upper, -torch.inf).exp_()  # decay between two tokens, [.., c, c]
+    scaled = key * beta.unsqueeze(-1)
+    grown = total.exp().unsqueeze(-1)
+    # Each token's delta depends on the deltas before it in the chunk: a unit triangular system.
+    mixing = (scaled @ key.transpose(-1, -2)).mul_(span)
+    sides = torch.cat((value * beta.unsqueeze(-1), scaled * grown), dim=-1)
+    solved = torch.linalg.solve_triangular(mixing, sides, upper=False, unitriangular=True)
+    deltas, reads = solved.split((value.shape[-1], key.shape[-1]), dim=-1)
+    within = (query @ key.transpose(-1, -2)).mul_(span)
+    asked = query * grown
+    left = (key * (total[..., -1:] - total).exp().unsqueeze(-1)).transpose(-1, -2)
+    kept = total[..., -1:].exp().unsqueeze(-1)  # [n, heads, chunks, 1, 1]
+    outs = []
+    for chunk in range(total.shape[2]):
+        delta = deltas[:, :, chunk] - reads[:, :, chunk] @ state
+        outs.append(asked[:, :, chunk] @ state + within[:, :, chunk] @ delta)
+        state = kept[:, :, chunk] * state + left[:, :, chunk] @ delta
+    return torch.stack(outs, dim=2).flatten(2, 3).transpose(1, 2), state
+
+
+def _by_chunk(x: Tensor) -> Tensor:
+    """[n, length, heads, ...] -> [n, heads, chunks, c, ...]"""
+    size = min(CHUNK, x.shape[1])
+    shape = (x.shape[0], x.shape[1] // size, size, *x.shape[2:])
+    return x.reshape(shape).movedim(3, 1).contiguous()
+
+
+class GatedDeltaNet(nn.Module):
+    """Projections, short convolution, recurrence, gated norm.
+
+    Rows of the input projection: queries and keys of all key heads, values of all value heads
+    (these three are the convolution's channels), output gates, then per value head beta and
+    decay. Value head h reads with key head h // (value_heads / key_heads).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        key_heads: int,
+        value_heads: int,
+        key_dim: int,
+        value_dim: int,
+        kernel: int,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.key_heads, self.value_heads = key_heads, value_heads
+        self.key_dim, self.value_dim, self.kernel = key_dim, value_dim, kernel
+        self.channels = 2 * key_heads * key_dim + value_heads * value_dim
+        gates = value_heads * value_dim
+        self.in_proj = Linear(hidden_size, self.channels + gates + 2 * value_heads, dtype=dtype)
+        self.conv = _vector(self.channels, kernel)  # newest token's factor last
+        self.a_log = _vector(value_heads)
+        self.dt_bias = _vector(value_heads)
+        self.norm = GatedRMSNorm(value_dim, eps=eps)
+        self.out_proj = Linear(gates, hidden_size, dtype=dtype)
+
+    def forward(self, hidden: Tensor, index: RunIndex, cache: RecurrentCache) -> Tensor:
+        gates = self.value_heads * self.value_dim
+        mixed, gate, beta, decay = self.in_proj(hidden).split(
+            (self.channels, gates, self.value_heads, self.value_heads), dim=1
+        )
+        beta = beta.float().sigmoid()
+        decay = F.softplus(decay.float() + self.dt_bias) * -self.a_log.exp()
+        outs = []
+        if index.decodes is not None:
+            rows = slice(index.num_decodes)
+            outs.append(self._decode(mixed[rows], decay[rows], beta[rows], index.decodes, cache))
+        outs.extend(self._prefill(mixed, decay, beta, run, cache) for run in index.runs)
+        recalled = outs[0] if index.order is None else torch.cat(outs)[index.order]
+        normed = self.norm(recalled, gate.view(recalled.shape))
+        out: Tensor = self.out_proj(normed.flatten(1))
+        return out
+
+    def _decode(
+        self, mixed: Tensor, decay: Tensor, beta: Tensor, lanes: Lanes, cache: RecurrentCache
+    ) -> Tensor:
+        window = torch.cat((_remembered(cache.conv, lanes), mixed.unsqueeze(2)), dim=2)
+        cache.conv.index_copy_(0, lanes.slots, window[:, :, 1:])
+        state = _remembered(cache.state, lanes)
+        heads = self._heads((window.float() * self.conv).sum(2))
+        out = delta_step(*heads, decay, beta, state)
+        cache.state.index_copy_(0, lanes.slots, state)
+        return out
+
+    def _prefill(
+        self, mixed: Tensor, decay: Tensor, beta: Tensor, run: Run, cache: RecurrentCache
+    ) -> Tensor:
+        history = _remembered(cache.conv, run.lanes).transpose(1, 2)
+        columns = torch.cat((history, mixed[run.rows]), dim=1)  # [n, kernel - 1 + length, channels]
+        lane = torch.arange(len(columns), device=columns.device).unsqueeze(1)
+        newest = run.lengths.unsqueeze(1) + torch.arange(self.kernel - 1, device=columns.device)
+        cache.conv.index_copy_(0, run.lanes.slots, columns[lane, newest].transpose(1, 2))
+        length = run.rows.shape[1]
+        convolved = sum(
+            columns[:, tap : tap + length].float() * self.conv[:, tap] for tap in range(self.kernel)
+        )
+        assert isinstance(convolved, Tensor)
+        query, key, value = self._heads(convolved)
+        out, state = delta_chunks(
+            query,
+            key.masked_fill(run.padding[:, :, None, None], 0),
+            value,
+            decay[run.rows].masked_fill(run.padding.unsqueeze(2), 0),
+            beta[run.rows],
+            _remembered(cache.state, run.lanes),
+        )
+        cache.state.index_copy_(0, run.lanes.slots, state)
+        return out.flatten(0, 1)
+
+    def _heads(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolved channels to unit queries and keys and values, one of each per value head."""
+        keys = self.key_heads * self.key_dim
+        active = F.silu(convolved)
+        lead = active.shape[:-1]
+        pair = active[..., : 2 * keys].reshape(*lead, 2 * self.key_heads, self.key_dim)
+        pair = pair * torch.rsqrt(pair.square().sum(-1, keepdim=True) + 1e-6)
+        pair = pair.repeat_interleave(self.value_heads // self.key_heads, dim=-2)
+        query, key = pair.chunk(2, dim=-2)
+        value = active[..., 2 * keys :].reshape(*lead, self.value_heads, self.value_dim)
+        return query * self.key_dim**-0.5, key, value
+
+
+def _vector(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)

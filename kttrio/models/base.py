@@ -1,0 +1,289 @@
+"""What every model promises, and how one is found, measured and loaded.
+
+A model is a module of this folder, named like the `model_type` of its config.json; `Family` says
+what the module must have. What the layers of a model are is known only there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+import kttrio.models as package
+from kttrio.config import ExpertConfig
+from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded, check_experts
+from kttrio.layers.batch import Batch
+from kttrio.layers.cache import LayerCache
+from kttrio.weights.checkpoint import Checkpoint, CheckpointError, read_json
+from kttrio.weights.formats import base as formats
+from kttrio.weights.loader import (
+    Countdown,
+    ExpertWeights,
+    Progress,
+    Weight,
+    check_names,
+    check_parts,
+    fill,
+    stored_bytes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What the memory plan needs to know of a model's caches."""
+
+    bytes_per_token: int
+    """Keys and values of all layers, in the model's dtype."""
+    bytes_per_slot: int
+    """Recurrent state and convolution history of all layers."""
+
+
+class ModelShape(NamedTuple):
+    """The numbers that the outside may ask of any model."""
+
+    vocab_size: int
+    hidden_size: int
+    context_length: int
+    """Longest sequence the model was made for, in tokens."""
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+
+class CausalLM(nn.Module, ABC):
+    """A model that predicts the next token.
+
+    Owns its expert bank; `close` frees it. Not safe for calls from two threads at once.
+    """
+
+    def __init__(self, shape: ModelShape, bank: Bank) -> None:
+        super().__init__()
+        self.shape = shape
+        self.bank = bank
+
+    @abstractmethod
+    def new_caches(self, *, num_pages: int, page_size: int, num_slots: int) -> list[LayerCache]:
+        """One cache per layer, on the model's device."""
+
+    @abstractmethod
+    def cache_shape(self) -> CacheShape: ...
+
+    @abstractmethod
+    def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor:
+        """The last layer's output after the final norm: [tokens, hidden]."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [n, hidden] -> [n, vocab] float32"""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.shape.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.shape.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        return self.shape.context_length
+
+    @property
+    def num_layers(self) -> int:
+        return self.shape.num_layers
+
+    @property
+    def num_experts(self) -> int:
+        return self.shape.num_experts
+
+    @property
+    def top_k(self) -> int:
+        return self.shape.top_k
+
+    @property
+    def dense_bytes(self) -> int:
+        """Memory of everything but the routed experts."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    @property
+    def expert_bytes(self) -> int:
+        return self.bank.nbytes
+
+    @property
+    def isa(self) -> str:
+        """Instruction set of the expert kernels."""
+        return self.bank.isa
+
+    @property
+    def num_threads(self) -> int:
+        """Worker threads of the experts."""
+        return self.bank.num_threads
+
+    def count_activations(self) -> Tensor:
+        """A live tally [layers, experts] int64 of how often each expert is chosen from now on."""
+        return self.bank.count_activations()
+
+    def close(self) -> None:
+        self.bank.close()
+
+
+class Blueprint(Protocol):
+    """A parsed config.json: what to read, and the empty model to read it into."""
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Prefixes of stored tensors that are left out knowingly."""
+        ...
+
+    def weight_map(self) -> Iterator[Weight]:
+        """Every dense parameter."""
+        ...
+
+    def expert_map(self) -> Iterator[ExpertWeights]:
+        """One entry per layer with routed experts, in order."""
+        ...
+
+    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
+        """The model, uninitialised."""
+        ...
+
+
+class Family(Protocol):
+    """A module of this folder."""
+
+    def parse(self, raw: dict[str, Any]) -> Blueprint:
+        """Read config.json; CheckpointError for what is missing or unsupported."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a checkpoint will need, known from its headers alone."""
+
+    shape: ModelShape
+    dense_bytes: int
+    expert_bytes: int
+    """As stored in their format; the kernels' padding comes on top."""
+    expert_format: str
+    cache_shape: CacheShape
+
+
+def model_types() -> list[str]:
+    return sorted(module.name for module in iter_modules(package.__path__) if module.name != "base")
+
+
+def find_family(model_type: str) -> Family:
+    """The module of that name; CheckpointError, with the known ones, when there is none."""
+    known = model_types()
+    if model_type not in known:
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported; known: {', '.join(known)}"
+        )
+    return cast("Family", import_module(f"{package.__name__}.{model_type}"))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; CheckpointError when there is no readable one."""
+    return read_json(directory / "config.json")
+
+
+def stored_dtype(raw: dict[str, Any]) -> torch.dtype:
+    """The precision that config.json declares, in either spelling; bfloat16 where it is silent."""
+    name = str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16")
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(f"config.json: dtype {name!r} is not a float dtype")
+    return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An opened checkpoint that fits its config."""
+
+    blueprint: Blueprint
+    dense: Checkpoint
+    experts: Checkpoint  # the same one, or that of --kt-weight-path
+    weights: list[Weight]
+    expert_maps: list[ExpertWeights]
+    expert_format: str
+
+
+@contextmanager
+def _opened(directory: Path, expert_path: Path | None) -> Iterator[_Source]:
+    """Open and check everything, before a single weight is read."""
+    raw = read_config(directory)
+    blueprint = find_family(str(raw.get("model_type"))).parse(raw)
+    weights, maps = list(blueprint.weight_map()), list(blueprint.expert_map())
+    with ExitStack() as files:
+        dense = files.enter_context(Checkpoint(directory))
+        experts = files.enter_context(Checkpoint(expert_path)) if expert_path else dense
+        parts = [part for weight in weights for part in weight.parts]
+        check_parts(dense, parts)
+        found = {check_experts(experts, layer) for layer in maps}
+        known = {part.name for layer in maps for part in layer.all_parts()}
+        check_names(dense, known | {part.name for part in parts}, blueprint.skipped)
+        yield _Source(blueprint, dense, experts, weights, maps, "+".join(sorted(found)))
+
+
+def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> Estimate:
+    """Check the whole checkpoint and say what it will need, reading headers only.
+
+    Raises CheckpointError as `load_model` would.
+    """
+    with _opened(directory, experts.kt_weight_path) as source:
+        maps = source.expert_maps
+        with torch.device("meta"):
+            model = source.blueprint.build(Unloaded(len(maps)), dtype=dtype)
+        expert_bytes = sum(
+            formats.find(formats.stored_format(source.experts, part.name)).nbytes(part.shape)
+            for layer in maps
+            for part in layer.all_parts()
+        )
+        return Estimate(
+            shape=model.shape,
+            dense_bytes=model.dense_bytes,
+            expert_bytes=expert_bytes,
+            expert_format=source.expert_format,
+            cache_shape=model.cache_shape(),
+        )
+
+
+def load_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    experts: ExpertConfig,
+    max_step_tokens: int,
+    progress: Progress | None = None,
+) -> CausalLM:
+    """Check and load a checkpoint, experts included.
+
+    `dtype` float32 or bfloat16 is that of everything but the experts. `progress` hears of bytes
+    read. Raises CheckpointError before anything is read, ConfigError for impossible threads.
+    """
+    with _opened(directory, experts.kt_weight_path) as source:
+        maps, weights = source.expert_maps, source.weights
+        total = sum(stored_bytes(source.dense, weight.parts) for weight in weights)
+        total += sum(stored_bytes(source.experts, layer.all_parts()) for layer in maps)
+        countdown = Countdown(total, progress)
+        limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
+        with ExitStack() as undo:
+            bank = ExpertBank(experts, dtype=dtype, limits=limits)
+            undo.callback(bank.close)
+            bank.load(source.experts, maps, countdown)
+            model = source.blueprint.build(bank, dtype=dtype)
+            fill(model, source.dense, weights, countdown)
+            undo.pop_all()
+        return model.eval()

@@ -1,0 +1,196 @@
+"""The roof: brings both wings together, and keeps the server alive and lets it end well.
+
+The only module that knows the runner and the HTTP side at once. The root nursery holds three
+things: the engine, the listening side, and whoever waits for signals. Whatever ends the server
+goes the same way: refuse new requests, let the running ones finish or end them with an error
+event, close the connections, free the model.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+import trio
+
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, ServerConfig
+from kttrio.engine.engine import Engine
+from kttrio.plan import StepRunner
+from kttrio.server.app import build_app
+from kttrio.server.prompting import ServedModel
+from kttrio.server.serving import serve_http
+from kttrio.server.state import AppState
+
+DEMO_MODEL = Path(__file__).parent / "demo"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_log = logging.getLogger(__name__)
+
+
+class ServerFailed(Exception):
+    """The server could not go on, or was not allowed to end in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the command line can say; each part is handed its own record."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    experts: ExpertConfig = field(default_factory=ExpertConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    @property
+    def directory(self) -> Path:
+        """The checkpoint that is served."""
+        return self.model.model or DEMO_MODEL
+
+
+class Face(Protocol):
+    """Who shows the operator what happens. The first two are called from the loading thread."""
+
+    def planned(self, plan: MemoryPlan) -> None:
+        """The memory is planned; loading begins."""
+        ...
+
+    def loading(self, done: int, total: int) -> None:
+        """So many of the weights' bytes are in place."""
+        ...
+
+    def ready(self, url: str, parts: Parts) -> None:
+        """The server listens."""
+        ...
+
+    def draining(self, num_requests: int) -> None:
+        """The first signal has come; so many requests are still under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is loaded before the first client is let in."""
+
+    runner: StepRunner
+    model: ServedModel
+    facts: Mapping[str, object]
+    """What was decided, for the operator and /get_server_info: plain values, no secrets."""
+
+
+Build = Callable[[Settings, Face], Parts]
+
+
+def build_parts(settings: Settings, face: Face) -> Parts:
+    """Load the checkpoint: the text side first, because its errors come at once. Blocking."""
+    # Here and not above: it imports torch, which takes seconds that a mistyped flag should not.
+    from kttrio.runner.build import build_runner
+
+    model = ServedModel.load(settings.directory, settings.server)
+    runner = build_runner(
+        replace(settings.model, model=settings.directory),
+        settings.experts,
+        settings.engine,
+        progress=face.loading,
+        on_plan=face.planned,
+    )
+    return Parts(runner, model, {})
+
+
+async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:
+    """Load, listen, and answer until SIGTERM or SIGINT; returns when all is ended well.
+
+    Raises ConfigError for what cannot work, and ServerFailed when the engine died or a second
+    signal cut the running requests short.
+    """
+    await check_address(settings.server)
+    parts = await trio.to_thread.run_sync(build, settings, face, abandon_on_cancel=True)
+    try:
+        await _Server(settings, face, parts).run()
+    except ExceptionGroup as group:
+        raise _first_leaf(group) from group
+    finally:
+        parts.runner.close()
+
+
+def _first_leaf(group: ExceptionGroup[Exception]) -> Exception:
+    first = group.exceptions[0]
+    return _first_leaf(first) if isinstance(first, ExceptionGroup) else first
+
+
+class _Server:
+    """A loaded model between its first and its last client."""
+
+    def __init__(self, settings: Settings, face: Face, parts: Parts) -> None:
+        self._settings = settings
+        self._face = face
+        self._parts = parts
+        self._engine = Engine(parts.runner, settings.engine)
+        self._state = AppState(
+            engine=self._engine,
+            model=parts.model,
+            config=settings.server,
+            settings=parts.facts,
+            seeds=Random(settings.engine.random_seed),
+        )
+        self._closing = trio.Event()
+        self._closed = trio.Event()
+        self._failure: ServerFailed | None = None
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as root:
+            await root.start(self._watch_signals, root.cancel_scope)
+            await root.start(self._run_engine)
+            url = await root.start(self._listen)
+            self._face.ready(url, self._parts)
+            await self._closed.wait()
+            root.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _listen(self, *, task_status: trio.TaskStatus[str]) -> None:
+        app, config = build_app(self._state), self._settings.server
+        await serve_http(app, config, shutdown=self._closing.wait, task_status=task_status)
+        self._closed.set()
+
+    async def _run_engine(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """The engine's death ends every stream with an error (its own doing), then the server."""
+        try:
+            await self._engine.run(task_status=task_status)
+        except Exception as error:
+            self._failure = ServerFailed(f"the engine died: {type(error).__name__}: {error}")
+            self._closing.set()
+
+    async def _watch_signals(
+        self, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        with trio.open_signal_receiver(*SIGNALS) as received:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                async for number in received:
+                    if self._closing.is_set():
+                        name = signal.Signals(number).name
+                        self._failure = ServerFailed(f"a second signal, {name}, cut it short")
+                        all_of_it.cancel()
+                    else:
+                        nursery.start_soon(self._drain)
+
+    async def _drain(self) -> None:
+        """Accept no more, let running requests finish for a while, then end them."""
+        self._closing.set()
+        self._state.begin_drain()
+        stats = self._engine.stats
+        self._face.draining(stats.running + stats.waiting)
+        with trio.move_on_after(self._settings.server.drain_seconds):
+            await self._engine.drained()
+        self._state.finish_streams("The server is shutting down.")
+
+
+async def check_address(config: ServerConfig) -> None:
+    """Find out before the long load whether the port is free; ConfigError when it is not."""
+    for listener in await open_listeners(config):
+        await listener.aclose()

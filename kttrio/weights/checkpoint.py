@@ -1,0 +1,155 @@
+"""A checkpoint directory of safetensors files: what lies in it, and single tensors on demand.
+
+Knows files, names, shapes and dtypes; not what they mean to a model, nor quantisation.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be served; the message names tensor or field, and file."""
+
+
+class Entry(NamedTuple):
+    """What a file's header says of one tensor."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Checkpoint:
+    """Header of every shard, read at once; the tensors themselves only by `read`.
+
+    A context manager: the files stay mapped until it ends.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.entries: dict[str, Entry] = {}
+        self._files: dict[Path, Any] = {}
+        self._open = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._open.close)
+            for file, expected in _shards(directory).items():
+                self._add(file, expected)
+            undo.pop_all()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._files.clear()
+        self._open.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def entry(self, name: str) -> Entry:
+        """Raises CheckpointError when there is no such tensor."""
+        if name not in self.entries:
+            raise CheckpointError(f"tensor {name!r} is missing in {self.directory}")
+        return self.entries[name]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as stored, on the CPU."""
+        entry = self.entry(name)
+        tensor: Tensor = self._files[entry.file].get_tensor(name)
+        return tensor
+
+    def _add(self, file: Path, expected: set[str] | None) -> None:
+        try:
+            opened = self._open.enter_context(safe_open(file, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
+        self._files[file] = opened
+        names = set(opened.keys())
+        for name in sorted(names & self.entries.keys()):
+            raise CheckpointError(
+                f"tensor {name!r} is in two shards, {self.entries[name].file} and {file}"
+            )
+        for name in sorted((expected or set()) - names):
+            raise CheckpointError(f"tensor {name!r} is missing in {file}, where the index has it")
+        for name in names:
+            view = opened.get_slice(name)
+            dtype = DTYPES.get(view.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"tensor {name!r} in {file} has the unsupported dtype {view.get_dtype()}"
+                )
+            self.entries[name] = Entry(file, tuple(view.get_shape()), dtype)
+
+
+def _shards(directory: Path) -> dict[Path, set[str] | None]:
+    """The files to open, each with the tensors the index promises (None: there is no index)."""
+    index = directory / INDEX
+    if index.is_file():
+        return _indexed(index)
+    if (directory / SINGLE).is_file():
+        return {directory / SINGLE: None}
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) == 1:
+        return {found[0]: None}
+    if found:
+        raise CheckpointError(
+            f"{directory} has {len(found)} safetensors files but no {INDEX} to tell which belong"
+        )
+    raise CheckpointError(f"{directory} has no safetensors file")
+
+
+def _indexed(index: Path) -> dict[Path, set[str] | None]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise CheckpointError(f"{index} has no 'weight_map' from tensor to file")
+    shards: dict[Path, set[str] | None] = {}
+    for file in sorted(set(where.values())):
+        path = index.parent / file
+        if not path.is_file():
+            raise CheckpointError(f"shard {path} is missing, but {index.name} lists it")
+        shards[path] = {name for name, at in where.items() if at == file}
+    return shards
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; CheckpointError when there is none."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is not a JSON object")
+    return content

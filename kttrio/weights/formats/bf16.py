@@ -1,0 +1,38 @@
+"""Plain weights. Experts are held as bfloat16; other float dtypes are rounded to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+from kttrio.weights.formats.base import Packed
+
+COMPANION = ""
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def nbytes(shape: tuple[int, ...]) -> int:
+    return 2 * torch.Size(shape).numel()
+
+
+def check(checkpoint: Checkpoint, name: str) -> None:
+    entry = checkpoint.entry(name)
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(
+            f"tensor {name!r} in {entry.file} is {entry.dtype} without the scales that would "
+            "say what it means"
+        )
+
+
+def load(checkpoint: Checkpoint, name: str) -> Packed:
+    """The tensor as stored; `quantize` rounds it where only bfloat16 will do."""
+    return Packed(checkpoint.read(name))
+
+
+def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
+    return packed.data.to(dtype)
+
+
+def quantize(weight: Tensor) -> Packed:
+    return Packed(weight.to(torch.bfloat16))

@@ -1,0 +1,117 @@
+"""Flags made from config fields: names, values, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kttrio.cli.flags import nearest, parse_flags
+from kttrio.config import (
+    ConfigError,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    ServerConfig,
+    flag,
+)
+
+RECORDS = (ModelConfig, ExpertConfig, EngineConfig, ServerConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """Two switches."""
+
+    quick: bool = flag(False, "be quick")
+    careful: bool = flag(True, "be 100% careful")
+
+
+def parse(*argv: str) -> tuple[ModelConfig, ExpertConfig, EngineConfig, ServerConfig]:
+    return parse_flags("kttrio serve", "Serve.", argv, RECORDS)
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert parse() == (ModelConfig(), ExpertConfig(), EngineConfig(), ServerConfig())
+
+
+def test_values_arrive_in_their_type_and_record() -> None:
+    model, experts, engine, server = parse(
+        *("--model", "/m", "--kt-numa-nodes", "0, 1", "--mem-fraction-static=0.5"),
+        *("--max-total-tokens", "4096", "--port=0", "--api-key", "secret"),
+    )
+    assert model.model == Path("/m")
+    assert experts.kt_numa_nodes == (0, 1)
+    assert engine == EngineConfig(mem_fraction_static=0.5, max_total_tokens=4096)
+    assert server == ServerConfig(port=0, api_key="secret")
+
+
+def test_second_spelling_and_the_last_one_wins() -> None:
+    model, *_ = parse("--model", "a", "--model-path", "b")
+    assert model.model == Path("b")
+
+
+def test_home_is_expanded() -> None:
+    model, *_ = parse("--model", "~/m")
+    assert model.model == Path.home() / "m"
+
+
+def test_a_bool_is_a_pair_of_switches() -> None:
+    def switches(*argv: str) -> Switches:
+        return parse_flags("x", "X.", argv, [Switches])[0]
+
+    assert switches() == Switches(quick=False, careful=True)
+    assert switches("--quick", "--no-careful") == Switches(quick=True, careful=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--max-total-token 5", "unknown flag --max-total-token; did you mean --max-total-tokens?"),
+        ("--max-total-token=5", "unknown flag --max-total-token; did you mean --max-total-tokens?"),
+        ("--prot 5", "unknown flag --prot; did you mean --port?"),
+        ("--por 5", "unknown flag --por; did you mean --port?"),
+        ("--zebra", "unknown flag --zebra; see --help"),
+        ("model", "unexpected argument 'model'"),
+        ("--port", "--port: expected a value"),
+        ("--port --host x", "--port: expected a value"),
+        ("--port http", "--port: 'http' is not a whole number"),
+        ("--port 3.5", "--port: '3.5' is not a whole number"),
+        ("--port 65536", "--port: 65536 is too large; the most is 65535"),
+        ("--port=-1", "--port: -1 is too small; the least is 0"),
+        ("--max-running-requests 0", "--max-running-requests: 0 is too small; the least is 1"),
+        ("--mem-fraction-static nan", "--mem-fraction-static: nan is not a finite number"),
+        ("--mem-fraction-static 1.5", "--mem-fraction-static: 1.5 is too large"),
+        ("--mem-fraction-static lots", "--mem-fraction-static: 'lots' is not a number"),
+        ("--kt-isa sse", "--kt-isa: 'sse' is none of auto, amx, avx512, avx2"),
+        ("--kt-numa-nodes 0,x", "--kt-numa-nodes: 'x' is not a whole number"),
+        ("--model=", "--model: needs a value"),
+    ],
+)
+def test_refusals_name_the_flag_and_the_mend(argv: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(*argv.split())
+    assert message in str(caught.value)
+
+
+def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--chunked-prefill-size INT most tokens of one step" in text
+    assert "over all requests (default: 2048)" in text
+    assert "{auto,amx,avx512,avx2}" in text
+    assert "--model-path" in text
+
+
+def test_a_percent_sign_in_help_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags("x", "X.", ["--help"], [Switches])
+    assert "be 100% careful" in capsys.readouterr().out
+
+
+def test_nearest_offers_help_when_nothing_is_near() -> None:
+    assert nearest("serv", ["serve", "chat"]) == "did you mean serve?"
+    assert nearest("xyzzy", ["serve", "chat"]) == "see --help"

@@ -1,0 +1,231 @@
+"""The `openai` Python client against a running server: what users really do."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import openai
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = json.loads((ROOT / "tools/demo/questions.json").read_text("utf-8"))
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def ask(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+@pytest.mark.parametrize("entry", QUESTIONS[:3], ids=lambda entry: entry["question"])
+def test_chat_answers_sensibly_and_stops_by_itself(
+    client: openai.OpenAI, model: str, entry: dict
+) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=ask(entry["question"]), temperature=0
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert choice.message.role == "assistant"
+    for word in entry["must_contain"]:
+        assert word in choice.message.content
+    usage = answer.usage
+    assert usage.prompt_tokens > 0
+    assert usage.completion_tokens > 0
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI, model: str) -> None:
+    question = ask("What is kttrio?")
+    whole = client.chat.completions.create(model=model, messages=question, temperature=0)
+    chunks = list(
+        client.chat.completions.create(
+            model=model,
+            messages=question,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    *with_choice, last = chunks
+    pieces = [chunk.choices[0].delta.content or "" for chunk in with_choice]
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert sum(1 for piece in pieces if piece) > 3
+    assert with_choice[-1].choices[0].finish_reason == "stop"
+    assert last.choices == []
+    assert last.usage.completion_tokens == whole.usage.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_logprobs_are_probabilities_and_the_greedy_token_is_the_best(
+    client: openai.OpenAI, model: str
+) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("What is kttrio?"),
+        temperature=0,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    content = answer.choices[0].logprobs.content
+    assert len(content) == answer.usage.completion_tokens == 8
+    for token in content:
+        assert token.logprob <= 0
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].token == token.token
+        assert sum(math.exp(top.logprob) for top in token.top_logprobs) <= 1 + 1e-3
+    joined = b"".join(bytes(token.bytes) for token in content).decode()
+    assert joined.strip() == answer.choices[0].message.content.strip()
+
+
+def test_a_tool_call_copies_the_city(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("What is the weather in Paris?"),
+        tools=[WEATHER],
+        temperature=0,
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def test_a_streamed_tool_call_adds_up(client: openai.OpenAI, model: str) -> None:
+    chunks = client.chat.completions.create(
+        model=model,
+        messages=ask("What is the weather in Paris?"),
+        tools=[WEATHER],
+        temperature=0,
+        stream=True,
+    )
+    name, arguments, finish = "", "", None
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        for call in choice.delta.tool_calls or ():
+            assert call.index == 0
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        finish = choice.finish_reason or finish
+    assert (name, json.loads(arguments), finish) == (
+        "get_weather",
+        {"city": "Paris"},
+        "tool_calls",
+    )
+
+
+def test_a_tool_result_can_be_sent_back(client: openai.OpenAI, model: str) -> None:
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+    }
+    history = [
+        *ask("What is the weather in Paris?"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": '{"temperature": 18}'},
+    ]
+    answer = client.chat.completions.create(
+        model=model, messages=history, tools=[WEATHER], temperature=0, max_tokens=64
+    )
+    assert answer.choices[0].message.content
+
+
+def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI, model: str) -> None:
+    def sample(seed: int) -> str:
+        answer = client.chat.completions.create(
+            model=model, messages=ask("Hello!"), temperature=2, seed=seed, max_tokens=24
+        )
+        return answer.choices[0].message.content
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
+def test_several_choices_are_counted(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=ask("Hello!"), n=3, max_tokens=4, extra_body={"ignore_eos": True}
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.completion_tokens == 12
+
+
+def test_a_stop_string_ends_the_text_before_itself(client: openai.OpenAI, model: str) -> None:
+    question = ask("What is kttrio?")
+    whole = client.chat.completions.create(model=model, messages=question, temperature=0)
+    text = whole.choices[0].message.content
+    word = text.split()[3]
+    cut = client.chat.completions.create(
+        model=model, messages=question, temperature=0, stop=[f" {word}"]
+    )
+    assert cut.choices[0].message.content == text[: text.index(f" {word}")]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_a_prompt_can_be_scored_from_outside(client: openai.OpenAI, model: str) -> None:
+    """Greedy text, echoed as a prompt, has the log-probabilities it was generated with."""
+    written = client.completions.create(
+        model=model, prompt="kttrio is", temperature=0, max_tokens=6, logprobs=1
+    )
+    scored = client.completions.create(
+        model=model,
+        prompt="kttrio is" + written.choices[0].text,
+        max_tokens=0,
+        echo=True,
+        logprobs=1,
+    )
+    (choice,) = scored.choices
+    assert choice.text == "kttrio is" + written.choices[0].text
+    assert choice.logprobs.token_logprobs[0] is None
+    tail = choice.logprobs.token_logprobs[-6:]
+    assert tail == pytest.approx(written.choices[0].logprobs.token_logprobs, abs=2e-2)
+
+
+def test_completions_take_token_ids_and_batches(client: openai.OpenAI, model: str) -> None:
+    both = client.completions.create(
+        model=model, prompt=[[5, 6, 7], [8, 9]], max_tokens=3, temperature=0
+    )
+    alone = client.completions.create(model=model, prompt=[8, 9], max_tokens=3, temperature=0)
+    assert [choice.index for choice in both.choices] == [0, 1]
+    assert both.usage.prompt_tokens == 5
+    assert both.choices[1].text == alone.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": "gpt-99"}, openai.NotFoundError),
+        ({"messages": []}, openai.BadRequestError),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, openai.BadRequestError),
+        ({"temperature": -1}, openai.BadRequestError),
+        ({"temperature": "hot"}, openai.BadRequestError),
+        ({"max_tokens": 10**9}, openai.BadRequestError),
+        ({"top_logprobs": 5}, openai.BadRequestError),
+        ({"stream_options": {"include_usage": True}}, openai.BadRequestError),
+        ({"messages": ask("word " * 200_000)}, openai.BadRequestError),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.__name__,
+)
+def test_bad_input_is_the_callers_error(
+    client: openai.OpenAI, model: str, change: dict, error: type[openai.APIStatusError]
+) -> None:
+    request = {"model": model, "messages": ask("hi"), "max_tokens": 4, **change}
+    with pytest.raises(error) as caught:
+        client.chat.completions.create(**request)
+    assert caught.value.body["message"]
+    assert caught.value.body["type"]

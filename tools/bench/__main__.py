@@ -1,0 +1,36 @@
+"""`python -m tools.bench load|front|step ...`: what serving costs, measured."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from kttrio.cli.flags import nearest
+from kttrio.config import ConfigError
+
+BENCHES = {
+    "load": "requests over HTTP at rising concurrency, also with clients that vanish",
+    "front": "what the HTTP side and the engine cost, with a runner that only sleeps",
+    "step": "one model's step alone and under the server",
+}
+
+
+def main(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        lines = [f"  {bench:<7}{text}" for bench, text in BENCHES.items()]
+        print("\n".join(["usage: python -m tools.bench BENCH [--flags]", "", *lines]))
+        return 0 if argv else 2
+    if name not in BENCHES:
+        print(f"no bench {name!r}; {nearest(name, BENCHES)}", file=sys.stderr)
+        return 2
+    try:
+        code: int = import_module(f"tools.bench.{name}").run(argv[1:])
+    except ConfigError as error:
+        print(f"tools.bench {name}: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

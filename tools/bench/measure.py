@@ -137,9 +137,7 @@ async def _work(
                 stream.error = str(error)
 
 
-async def _read(
-    client: Client, body: dict[str, Any], stream: Stream, patience: int | None
-) -> None:
+async def _read(client: Client, body: dict[str, Any], stream: Stream, patience: int | None) -> None:
     async with client.stream("/v1/chat/completions", body) as events:
         while (chunk := await events.chunk()) is not None:
             if patience is not None and len(stream.gaps) >= patience:
@@ -185,6 +183,16 @@ async def first_model(url: str, api_key: str | None) -> str:
     async with Client(url, api_key=api_key) as client:
         listed = await client.get_json("/v1/models")
     return str(listed["data"][0]["id"])
+
+
+def in_use(info: dict[str, Any]) -> dict[str, int]:
+    """What /get_server_info says is taken at this moment."""
+    engine = info["engine"]
+    return {
+        "requests": info["live_requests"] + engine["running"] + engine["waiting"],
+        "pages": engine["num_pages"] - engine["free_pages"],
+        "slots": engine["num_slots"] - engine["free_slots"],
+    }
 
 
 async def wait_until_idle(target: Target, seconds: float) -> dict[str, Any]:

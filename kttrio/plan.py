@@ -67,8 +67,9 @@ class ChunkResult:
     """The sampled token; None where the chunk did not ask."""
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
-    """For the chunk's tokens, when the request asks: entry j scores the prompt token at position
-    start + 1 + j; tokens past the prompt's end have no entry."""
+    """When the request asks: one entry for each prompt token of this chunk, in order, but for the
+    one at position 0, which follows nothing. The first of a later chunk is scored by what the
+    chunk before left behind in the slot."""
 
 
 @dataclass(frozen=True, slots=True)

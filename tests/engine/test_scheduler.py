@@ -1,0 +1,452 @@
+"""The scheduler alone: no trio, no thread; the scripted runner checks every plan."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kttrio.config import ConfigError, EngineConfig
+from kttrio.engine.errors import QueueFull, RequestTooLarge
+from kttrio.engine.scheduler import Scheduler
+from kttrio.engine.sequence import Sequence
+from kttrio.plan import StepPlan
+from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
+from tests.fakes import ScriptedRunner, capacity, scripted_logprob, scripted_token
+
+
+def request(prompt, max_tokens=4, **sampling) -> GenerateRequest:
+    ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
+    return GenerateRequest("r", ids, SamplingParams(max_tokens=max_tokens, seed=0, **sampling))
+
+
+class Bench:
+    """A scheduler with its runner; `step` runs one step and files the events."""
+
+    def __init__(self, *, config=None, **limits):
+        self.runner = ScriptedRunner(capacity(**limits))
+        self.scheduler = Scheduler(self.runner.capacity, config or EngineConfig())
+        self.events: dict[Sequence, list[TokenEvent]] = {}
+
+    def step(self) -> StepPlan | None:
+        plan = self.scheduler.plan()
+        if plan is not None:
+            for sequence, event in self.scheduler.commit(plan, self.runner.step(plan)):
+                self.events.setdefault(sequence, []).append(event)
+        return plan
+
+    def run(self, max_steps=10_000) -> int:
+        for number in range(max_steps):
+            if self.step() is None:
+                return number
+        raise AssertionError("does not come to an end")
+
+    def tokens(self, sequence) -> list[int | None]:
+        return [event.token for event in self.events.get(sequence, [])]
+
+    def assert_all_free(self):
+        scheduler = self.scheduler
+        assert scheduler.is_empty
+        assert scheduler.num_free_pages == scheduler.num_pages
+        assert scheduler.num_free_slots == scheduler.num_slots
+
+
+def expected(prompt: tuple[int, ...], count: int) -> list[int]:
+    return [scripted_token(prompt, i) for i in range(count)]
+
+
+def lengths(plan: StepPlan | None) -> list[int]:
+    assert plan is not None
+    return [len(chunk.token_ids) for chunk in plan.chunks]
+
+
+def test_one_request_from_prompt_to_length():
+    bench = Bench()
+    sequence = bench.scheduler.submit(request(20, 5))
+    bench.run()
+    assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 5)
+    finishes = [event.finish for event in bench.events[sequence]]
+    assert finishes == [None] * 4 + [FinishReason.LENGTH]
+    bench.assert_all_free()
+
+
+def test_long_prompt_is_cut_and_decodes_run_in_every_step():
+    bench = Bench(config=EngineConfig(chunked_prefill_size=8))
+    first = bench.scheduler.submit(request(4, 20))
+    bench.step()
+    bench.scheduler.submit(request(range(100, 130), 2))
+    assert [lengths(bench.step()) for _ in range(5)] == [[1, 7], [1, 7], [1, 7], [1, 7], [1, 2]]
+    assert len(bench.tokens(first)) == 6
+
+
+def test_several_prompts_share_a_step_in_order_of_arrival():
+    bench = Bench(config=EngineConfig(chunked_prefill_size=10))
+    for start in (0, 100, 200):
+        bench.scheduler.submit(request(range(start, start + 4), 1))
+    plan = bench.step()
+    assert lengths(plan) == [4, 4, 2]
+    assert plan is not None
+    assert [chunk.token_ids[0] for chunk in plan.chunks] == [0, 100, 200]
+    assert [chunk.sample for chunk in plan.chunks] == [True, True, False]
+
+
+def test_step_of_the_runner_bounds_the_budget():
+    bench = Bench(max_step_tokens=6, config=EngineConfig(chunked_prefill_size=1000))
+    bench.scheduler.submit(request(20))
+    assert lengths(bench.step()) == [6]
+
+
+def test_no_more_sequences_run_than_a_step_has_tokens():
+    bench = Bench(num_slots=8, config=EngineConfig(chunked_prefill_size=3))
+    sequences = [bench.scheduler.submit(request((n, n + 1), 5)) for n in range(8)]
+    assert bench.scheduler.num_slots == 3
+    bench.run()
+    for sequence in sequences:
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 5)
+    bench.assert_all_free()
+
+
+@pytest.mark.parametrize("setting", ["chunked_prefill_size", "max_running_requests"])
+def test_settings_under_which_nothing_runs_are_refused(setting):
+    with pytest.raises(ConfigError, match=f"--{setting.replace('_', '-')} 0"):
+        Scheduler(capacity(), EngineConfig(**{setting: 0}))
+
+
+def test_slots_bound_admission():
+    bench = Bench(num_slots=2)
+    for n in range(3):
+        bench.scheduler.submit(request((n,), 2))
+    assert len(lengths(bench.step())) == 2
+    assert bench.scheduler.num_waiting == 1
+    bench.run()
+    bench.assert_all_free()
+
+
+def test_pages_bound_admission_and_the_head_holds_back_the_rest():
+    bench = Bench(num_pages=4, page_size=4)
+    running = bench.scheduler.submit(request(8, 5))  # 3 pages
+    bench.step()
+    large = bench.scheduler.submit(request(8, 1))  # 2 pages, 1 free
+    small = bench.scheduler.submit(request((1,), 1))  # would fit, but came later
+    bench.step()
+    assert bench.scheduler.num_waiting == 2
+    bench.run()
+    assert list(bench.events) == [running, large, small]
+    bench.assert_all_free()
+
+
+def test_prompt_beyond_the_context_is_refused_with_the_numbers():
+    scheduler = Bench(context_length=32).scheduler
+    with pytest.raises(RequestTooLarge, match="33 tokens and the context length is 32"):
+        scheduler.submit(request(33, 0))
+    with pytest.raises(RequestTooLarge, match="32 tokens and the context length is 32"):
+        scheduler.submit(request(32, 1))
+    scheduler.submit(request(32, 0))
+    scheduler.submit(request(31, 1))
+
+
+def test_request_beyond_all_pages_is_refused_with_the_numbers():
+    scheduler = Bench(num_pages=4, page_size=4).scheduler
+    assert scheduler.longest_sequence == 16
+    with pytest.raises(RequestTooLarge, match=r"need 5 pages of 4 tokens, and there are 4 \(16"):
+        scheduler.submit(request(10, 8))
+    scheduler.submit(request(10, 6))
+
+
+def test_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="no tokens"):
+        Bench().scheduler.submit(request(()))
+
+
+def test_max_tokens_is_cut_at_the_context_length():
+    bench = Bench(context_length=32)
+    sequence = bench.scheduler.submit(request(30, 100))
+    bench.run()
+    assert len(bench.tokens(sequence)) == 2
+    assert bench.events[sequence][-1].finish is FinishReason.LENGTH
+    bench.assert_all_free()
+
+
+def test_queue_is_bounded_and_says_when_to_come_back():
+    bench = Bench(num_slots=1, config=EngineConfig(max_queued_requests=2))
+    bench.scheduler.submit(request(2, 50))
+    bench.step()
+    bench.scheduler.submit(request(2))
+    bench.scheduler.submit(request(2))
+    with pytest.raises(QueueFull, match="--max-queued-requests is 2") as full:
+        bench.scheduler.submit(request(2))
+    assert 1.0 <= full.value.retry_after <= 30.0
+    assert bench.scheduler.num_waiting == 2
+
+
+def test_without_a_queue_what_fits_at_once_is_taken():
+    bench = Bench(num_slots=3, config=EngineConfig(max_queued_requests=0))
+    for _ in range(3):
+        bench.scheduler.submit(request(2))
+    with pytest.raises(QueueFull):
+        bench.scheduler.submit(request(2))
+
+
+def test_without_a_queue_missing_pages_refuse():
+    bench = Bench(num_pages=2, page_size=4, config=EngineConfig(max_queued_requests=0))
+    bench.scheduler.submit(request(8, 1))
+    bench.step()
+    bench.scheduler.submit(request(8, 1))
+    bench.scheduler.plan()
+    with pytest.raises(QueueFull):
+        bench.scheduler.submit(request(2, 1))
+
+
+def test_stop_token_ends_at_once():
+    bench = Bench()
+    stop = scripted_token((1, 2), 3)
+    sequence = bench.scheduler.submit(request((1, 2), 50, stop_token_ids=frozenset({stop})))
+    bench.run()
+    assert bench.tokens(sequence) == expected((1, 2), 4)
+    assert bench.events[sequence][-1].finish is FinishReason.STOP
+    bench.assert_all_free()
+
+
+def test_scoring_a_prompt_in_pieces():
+    bench = Bench(config=EngineConfig(chunked_prefill_size=3))
+    sequence = bench.scheduler.submit(request(10, 0, prompt_logprobs=1))
+    bench.run()
+    (event,) = bench.events[sequence]
+    assert (event.token, event.finish) == (None, FinishReason.LENGTH)
+    assert event.prompt_logprobs is not None
+    assert event.prompt_logprobs[0] is None
+    scores = [score.logprob for score in event.prompt_logprobs[1:] if score is not None]
+    assert scores == [scripted_logprob(token) for token in range(2, 11)]
+    bench.assert_all_free()
+
+
+def test_waiting_sequence_leaves_the_queue_at_once():
+    bench = Bench(num_slots=1)
+    bench.scheduler.submit(request(2, 9))
+    bench.step()
+    waiting = bench.scheduler.submit(request(2))
+    bench.scheduler.abort(waiting)
+    assert bench.scheduler.num_waiting == 0
+    bench.scheduler.abort(waiting)
+    bench.run()
+    assert waiting not in bench.events
+    bench.assert_all_free()
+
+
+def test_abort_in_flight_gives_back_at_commit():
+    bench = Bench()
+    sequence = bench.scheduler.submit(request(20, 9))
+    plan = bench.scheduler.plan()
+    assert plan is not None
+    bench.scheduler.abort(sequence)
+    assert bench.scheduler.num_free_pages < bench.scheduler.num_pages
+    assert bench.scheduler.commit(plan, bench.runner.step(plan)) == []
+    bench.assert_all_free()
+
+
+def test_abort_between_steps_gives_back_at_once():
+    bench = Bench()
+    sequence = bench.scheduler.submit(request(20, 9))
+    bench.step()
+    bench.scheduler.abort(sequence)
+    bench.assert_all_free()
+    assert bench.scheduler.plan() is None
+
+
+def test_failed_step_ends_only_its_own_sequences():
+    bench = Bench(config=EngineConfig(chunked_prefill_size=4))
+    failed = bench.scheduler.submit(request(4, 2))
+    abandoned = bench.scheduler.submit(request(1, 2))
+    plan = bench.scheduler.plan()
+    assert plan is not None
+    bench.scheduler.abort(abandoned)
+    events = bench.scheduler.fail(plan, "boom")
+    assert events == [(failed, TokenEvent(None, FinishReason.ERROR, error="boom"))]
+    later = bench.scheduler.submit(request(3, 2))
+    bench.run()
+    assert bench.tokens(later) == expected((1, 2, 3), 2)
+    bench.assert_all_free()
+
+
+def test_second_plan_in_flight_is_an_error():
+    bench = Bench()
+    bench.scheduler.submit(request(2))
+    bench.scheduler.plan()
+    with pytest.raises(RuntimeError, match="in flight"):
+        bench.scheduler.plan()
+
+
+def test_foreign_plan_is_an_error():
+    bench = Bench()
+    bench.scheduler.submit(request(2))
+    bench.scheduler.plan()
+    with pytest.raises(RuntimeError, match="not the one in flight"):
+        bench.scheduler.fail(StepPlan(()), "boom")
+
+
+def test_clear_drops_everything():
+    bench = Bench(num_slots=2)
+    for _ in range(4):
+        bench.scheduler.submit(request(3))
+    bench.step()
+    bench.scheduler.plan()
+    bench.scheduler.clear()
+    bench.assert_all_free()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_thousand_requests_with_cancels_and_failures(seed):
+    draw = random.Random(seed)
+    bench = Bench(
+        num_slots=16,
+        num_pages=60,
+        config=EngineConfig(chunked_prefill_size=48, max_queued_requests=10_000),
+    )
+    live: list[Sequence] = []
+    taken: list[Sequence] = []
+    ended: dict[Sequence, FinishReason] = {}
+    while len(taken) < 2000 or live:
+        if len(taken) < 2000:
+            for _ in range(draw.randrange(4)):
+                prompt = tuple(draw.randrange(1000) for _ in range(draw.randrange(1, 120)))
+                live.append(bench.scheduler.submit(request(prompt, draw.randrange(30))))
+                taken.append(live[-1])
+        plan = bench.scheduler.plan()
+        if live and draw.random() < 0.3:
+            sequence = live.pop(draw.randrange(len(live)))
+            ended[sequence] = FinishReason.ABORT
+            bench.scheduler.abort(sequence)
+        if plan is None:
+            continue
+        result = bench.runner.step(plan)
+        failed = draw.random() < 0.01
+        commit = bench.scheduler.commit
+        for sequence, event in (
+            bench.scheduler.fail(plan, "boom") if failed else commit(plan, result)
+        ):
+            assert sequence not in ended
+            bench.events.setdefault(sequence, []).append(event)
+            if event.finish is not None:
+                ended[sequence] = event.finish
+                live.remove(sequence)
+    for sequence in taken:
+        tokens = [token for token in bench.tokens(sequence) if token is not None]
+        if ended[sequence] is FinishReason.LENGTH:
+            assert len(tokens) == sequence.max_outputs
+        assert tokens == expected(sequence.request.prompt_ids, len(tokens))
+    reasons = set(ended.values())
+    assert reasons == {FinishReason.LENGTH, FinishReason.ABORT, FinishReason.ERROR}
+    assert bench.runner.violations == []
+    bench.assert_all_free()
+
+
+class Traffic(RuleBasedStateMachine):
+    """Arbitrary arrivals, cancels, failures and steps on a machine too small for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.runner = ScriptedRunner(
+            capacity(num_slots=4, num_pages=12, page_size=4, context_length=40, max_step_tokens=9)
+        )
+        self.scheduler = Scheduler(self.runner.capacity, EngineConfig(max_queued_requests=6))
+        self.plan: StepPlan | None = None
+        self.order: list[Sequence] = []  # as they were taken
+        self.got: dict[Sequence, list[int]] = {}
+        self.ended: dict[Sequence, FinishReason] = {}
+        self.served: list[Sequence] = []  # in order of first tokens
+
+    @rule(num_prompt=st.integers(1, 40), max_tokens=st.integers(0, 12), salt=st.integers(0, 900))
+    def arrive(self, num_prompt, max_tokens, salt):
+        prompt = tuple((salt + 7 * i) % 1000 for i in range(num_prompt))
+        try:
+            sequence = self.scheduler.submit(request(prompt, max_tokens))
+        except RequestTooLarge:
+            assert num_prompt + min(max_tokens, 1) > 40
+        except QueueFull:
+            assert self.scheduler.num_waiting >= 6
+        else:
+            self.order.append(sequence)
+            self.got[sequence] = []
+
+    @precondition(lambda self: self.open())
+    @rule(index=st.integers(0, 100))
+    def cancel(self, index):
+        live = self.open()
+        sequence = live[index % len(live)]
+        self.scheduler.abort(sequence)
+        self.ended[sequence] = FinishReason.ABORT
+
+    @precondition(lambda self: self.plan is None)
+    @rule()
+    def begin_step(self):
+        decoding = [s for s in self.open() if s.slot >= 0 and s.num_computed >= s.num_prompt]
+        self.plan = self.scheduler.plan()
+        if self.plan is None:
+            assert self.open() == []
+            return
+        assert self.plan.num_tokens <= 9
+        slots = {chunk.slot for chunk in self.plan.chunks}
+        assert all(sequence.slot in slots for sequence in decoding)
+
+    @precondition(lambda self: self.plan is not None)
+    @rule(fails=st.sampled_from([False] * 9 + [True]))
+    def end_step(self, fails):
+        plan, self.plan = self.plan, None
+        assert plan is not None
+        if fails:
+            events = self.scheduler.fail(plan, "boom")
+            assert all(event.finish is FinishReason.ERROR for _, event in events)
+        else:
+            events = self.scheduler.commit(plan, self.runner.step(plan))
+        for sequence, event in events:
+            self.note(sequence, event)
+
+    def note(self, sequence: Sequence, event: TokenEvent) -> None:
+        assert sequence not in self.ended
+        if event.token is not None:
+            if not self.got[sequence]:
+                self.served.append(sequence)
+            self.got[sequence].append(event.token)
+        if event.finish is not None:
+            self.ended[sequence] = event.finish
+
+    def open(self) -> list[Sequence]:
+        return [sequence for sequence in self.order if sequence not in self.ended]
+
+    @invariant()
+    def first_tokens_come_in_order_of_arrival(self):
+        rank = {sequence: i for i, sequence in enumerate(self.order)}
+        ranks = [rank[sequence] for sequence in self.served]
+        assert ranks == sorted(ranks)
+
+    @invariant()
+    def tokens_are_its_own(self):
+        for sequence in self.order:
+            got = self.got[sequence]
+            assert got == expected(sequence.request.prompt_ids, len(got))
+
+    def teardown(self):
+        if self.plan is not None:
+            self.end_step(False)
+        # A bound without starvation: one after the other, each a step per token at the most.
+        bound = 1 + sum(s.num_prompt + s.max_outputs for s in self.open())
+        for _ in range(bound):
+            self.begin_step()
+            if self.plan is None:
+                break
+            self.end_step(False)
+        assert self.open() == []
+        for sequence in self.order:
+            if self.ended[sequence] is FinishReason.LENGTH:
+                assert len(self.got[sequence]) == sequence.max_outputs
+        assert self.runner.violations == []
+        assert self.scheduler.is_empty
+        assert self.scheduler.num_free_pages == 12
+        assert self.scheduler.num_free_slots == 4
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(max_examples=200, stateful_step_count=80, deadline=None)

@@ -1,0 +1,201 @@
+"""Stand-ins for the big parts, without torch: a runner that follows a script."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from kttrio.plan import Capacity, Chunk, ChunkResult, StepPlan, StepResult
+from kttrio.request import TokenLogprob
+
+Script = Callable[[tuple[int, ...], int], int]
+"""(prompt, i) -> the i-th output token, i from 0."""
+
+
+def capacity(
+    *,
+    num_slots: int = 8,
+    num_pages: int = 256,
+    page_size: int = 16,
+    context_length: int = 1024,
+    max_step_tokens: int = 512,
+    vocab_size: int = 1000,
+) -> Capacity:
+    """A small runner's capacity; any number may be given."""
+    return Capacity(num_slots, num_pages, page_size, context_length, max_step_tokens, vocab_size)
+
+
+def scripted_token(prompt: tuple[int, ...], i: int, vocab_size: int = 1000) -> int:
+    """The default script: any two prompts or positions almost surely differ."""
+    return hash((prompt, i)) % vocab_size
+
+
+class PlanError(AssertionError):
+    """The engine broke the contract of `StepPlan`."""
+
+
+@dataclass
+class _Tenant:
+    """What the fake knows of the sequence in a slot: all its tokens and its pages."""
+
+    token_ids: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    prompt: tuple[int, ...] | None = None
+
+
+class ScriptedRunner:
+    """Answers every plan by the script, and checks each chunk against all that went before.
+
+    `fail_steps`: numbers (from 0) of the steps that raise `failure`. `delay`: seconds that a
+    step sleeps in its thread. `violations` lists every broken invariant, because the engine
+    turns what `step` raises into error events. `history` keeps the last plans.
+    """
+
+    def __init__(
+        self,
+        capacity: Capacity | None = None,
+        script: Script | None = None,
+        *,
+        fail_steps: Collection[int] = (),
+        failure: BaseException | None = None,
+        delay: float = 0.0,
+    ) -> None:
+        self._capacity = capacity if capacity is not None else _DEFAULT_CAPACITY
+        vocab_size = self._capacity.vocab_size
+        self._script = script or (lambda prompt, i: scripted_token(prompt, i, vocab_size))
+        self._fail_steps = fail_steps
+        self._failure = failure or RuntimeError("scripted failure")
+        self._delay = delay
+        self._tenants: dict[int, _Tenant] = {}
+        self._page_owner: dict[int, _Tenant] = {}
+        self.num_steps = 0
+        self.violations: list[str] = []
+        self.history: deque[StepPlan] = deque(maxlen=4096)
+        self.closed = False
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    def step(self, plan: StepPlan) -> StepResult:
+        begin = time.perf_counter()
+        number, self.num_steps = self.num_steps, self.num_steps + 1
+        self.history.append(plan)
+        self._check_plan(plan)
+        if self._delay:
+            time.sleep(self._delay)
+        if number in self._fail_steps:
+            raise self._failure
+        results = tuple(self._answer(chunk) for chunk in plan.chunks)
+        return StepResult(results, time.perf_counter() - begin)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _demand(self, truth: bool, what: str) -> None:
+        if not truth:
+            self.violations.append(what)
+            raise PlanError(what)
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        chunks, limit = plan.chunks, self._capacity
+        self._demand(not self.closed, "a step after close")
+        self._demand(len(chunks) > 0, "an empty plan")
+        self._demand(plan.num_tokens <= limit.max_step_tokens, f"{plan.num_tokens} tokens")
+        slots = [chunk.slot for chunk in chunks]
+        self._demand(len(set(slots)) == len(slots), f"slots shared within a plan: {slots}")
+        pages = [page for chunk in chunks for page in chunk.pages]
+        self._demand(len(set(pages)) == len(pages), f"pages shared within a plan: {pages}")
+        for chunk in chunks:
+            self._check_chunk(chunk)
+
+    def _check_chunk(self, chunk: Chunk) -> None:
+        limit, name = self._capacity, f"slot {chunk.slot}"
+        end = chunk.start + len(chunk.token_ids)
+        self._demand(0 <= chunk.slot < limit.num_slots, f"{name} does not exist")
+        self._demand(len(chunk.token_ids) > 0, f"{name}: no tokens")
+        self._demand(end <= limit.context_length, f"{name}: {end} tokens")
+        self._demand(
+            all(0 <= token < limit.vocab_size for token in chunk.token_ids),
+            f"{name}: tokens outside the vocabulary",
+        )
+        needed = -(-end // limit.page_size)
+        self._demand(len(chunk.pages) == needed, f"{name}: {len(chunk.pages)}/{needed} pages")
+        if chunk.start == 0:
+            self._tenants[chunk.slot] = _Tenant()
+        tenant = self._tenants.get(chunk.slot)
+        assert tenant is not None, f"{name} was never begun"
+        self._demand(
+            chunk.start == len(tenant.token_ids),
+            f"{name}: starts at {chunk.start}, has {len(tenant.token_ids)}",
+        )
+        self._claim_pages(tenant, chunk)
+        tenant.token_ids.extend(chunk.token_ids)
+        self._check_outputs(tenant, chunk)
+
+    def _claim_pages(self, tenant: _Tenant, chunk: Chunk) -> None:
+        held = len(tenant.pages)
+        self._demand(
+            list(chunk.pages[:held]) == tenant.pages, f"slot {chunk.slot}: page table changed"
+        )
+        for page in tenant.pages:
+            self._demand(
+                self._page_owner[page] is tenant,
+                f"slot {chunk.slot}: page {page} was given to another sequence meanwhile",
+            )
+        for page in chunk.pages[held:]:
+            self._demand(0 <= page < self._capacity.num_pages, f"page {page} does not exist")
+            self._page_owner[page] = tenant
+        tenant.pages = list(chunk.pages)
+
+    def _check_outputs(self, tenant: _Tenant, chunk: Chunk) -> None:
+        """What comes after the prompt must be the script's own tokens, fed back."""
+        num_prompt, known = chunk.num_prompt_tokens, len(tenant.token_ids)
+        self._demand(not chunk.sample or known >= num_prompt, f"slot {chunk.slot}: samples early")
+        if known < num_prompt:
+            return
+        if tenant.prompt is None:
+            tenant.prompt = tuple(tenant.token_ids[:num_prompt])
+        self._demand(len(tenant.prompt) == num_prompt, f"slot {chunk.slot}: prompt changed")
+        for position in range(max(chunk.start, num_prompt), known):
+            self._demand(
+                tenant.token_ids[position] == self._script(tenant.prompt, position - num_prompt),
+                f"slot {chunk.slot}: not its own token at {position}",
+            )
+
+    def _answer(self, chunk: Chunk) -> ChunkResult:
+        tenant = self._tenants[chunk.slot]
+        scores = self._prompt_scores(tenant, chunk)
+        if not chunk.sample:
+            return ChunkResult(None, None, scores)
+        assert tenant.prompt is not None
+        token = self._script(tenant.prompt, len(tenant.token_ids) - chunk.num_prompt_tokens)
+        count = chunk.sampling.logprobs
+        logprob = None if count is None else self._score(token, count)
+        return ChunkResult(token, logprob, scores)
+
+    def _prompt_scores(self, tenant: _Tenant, chunk: Chunk) -> tuple[TokenLogprob, ...] | None:
+        count = chunk.sampling.prompt_logprobs
+        if count is None or chunk.start >= chunk.num_prompt_tokens:
+            return None
+        first, end = max(chunk.start, 1), len(tenant.token_ids)
+        own = tenant.token_ids[first : min(end, chunk.num_prompt_tokens)]
+        return tuple(self._score(token, count) for token in own)
+
+    def _score(self, token: int, count: int) -> TokenLogprob:
+        """A made-up score that depends on the token alone; `top` begins with the token."""
+        vocab_size = self._capacity.vocab_size
+        best = tuple(
+            ((token + rank) % vocab_size, scripted_logprob(token) - rank) for rank in range(count)
+        )
+        return TokenLogprob(token, scripted_logprob(token), best)
+
+
+def scripted_logprob(token: int) -> float:
+    """The log-probability that a ScriptedRunner reports for a token."""
+    return -0.25 - (token % 8) / 4
+
+
+_DEFAULT_CAPACITY = capacity()

@@ -67,9 +67,9 @@ class ChunkResult:
     """The sampled token; None where the chunk did not ask."""
     logprob: TokenLogprob | None = None
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
-    """When the request asks: one entry for each prompt token of this chunk, in order, but for the
-    one at position 0, which follows nothing. The first of a later chunk is scored by what the
-    chunk before left behind in the slot."""
+    """The chunk's own prompt tokens in order, when the request asks. The sequence's first token has
+    no entry; a later chunk's first token has one, so the prompt's chunks must follow each other
+    in one slot. None where the chunk holds no prompt token."""
 
 
 @dataclass(frozen=True, slots=True)

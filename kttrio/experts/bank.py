@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,9 +61,9 @@ def open_pool(config: ExpertConfig) -> native.Pool:
             f"--kt-numa-nodes names {len(nodes)} nodes but --kt-threadpool-count is {count}: "
             "give one of them, or as many nodes as pools"
         )
-    if count is not None and not nodes:
-        nodes = tuple(range(count))
-    return native.Pool(threads=config.kt_cpuinfer, nodes=nodes or None, isa=config.kt_isa)
+    return native.Pool(
+        threads=config.kt_cpuinfer, nodes=nodes or None, parts=count, isa=config.kt_isa
+    )
 
 
 def check_experts(checkpoint: Checkpoint, weights: ExpertWeights) -> str:
@@ -117,8 +117,8 @@ class ExpertBank:
                 num_experts=weights.num_experts,
                 hidden_size=weights.hidden_size,
                 intermediate_size=weights.intermediate_size,
-                weight_format=form,
-                activation=str(self._activation).removeprefix("torch."),
+                weight_format=cast("Literal['bf16', 'fp8']", form),  # checked by the library
+                activation="float32" if self._activation is torch.float32 else "bfloat16",
                 max_tokens=self._limits.max_tokens,
                 max_top_k=self._limits.max_top_k,
             )
@@ -174,6 +174,8 @@ class ExpertBank:
 
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
+        for layer in self._layers:
+            layer.close()
         self._layers.clear()
         self._pool.close()
 

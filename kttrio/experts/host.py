@@ -26,6 +26,9 @@ class HostExperts:
     def nbytes(self) -> int:
         return self._layer.nbytes
 
+    def close(self) -> None:
+        self._layer.close()
+
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
         ids, weights = routing.ids.cpu(), routing.weights.cpu()
         if self.counts is not None:

@@ -18,7 +18,7 @@ from kttrio.plan import Chunk
 from kttrio.request import TokenLogprob
 from kttrio.runner.draw import ordered_topk
 
-_BLOCK_ROWS = 256  # rows of logits that exist at the same time while a prompt is scored
+BLOCK_ROWS = 256  # rows of logits that exist at the same time while a prompt is scored
 
 
 def score(logits: Tensor, tokens: Tensor, num_top: int) -> Tensor:
@@ -98,7 +98,7 @@ class PromptScorer:
     def _score_rows(self, rows: Tensor, tokens: tuple[int, ...], num_top: int) -> Tensor:
         targets = torch.tensor(tokens, dtype=torch.int64, device=rows.device)
         blocks = [
-            score(self._logits(rows[first : first + _BLOCK_ROWS]), target, num_top)
+            score(self._logits(rows[first : first + BLOCK_ROWS]), target, num_top)
             for first, target in _in_blocks(targets)
         ]
         return torch.cat(blocks)
@@ -106,5 +106,5 @@ class PromptScorer:
 
 def _in_blocks(targets: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first row, targets) of each block; one empty block where there is no target."""
-    for first in range(0, max(len(targets), 1), _BLOCK_ROWS):
-        yield first, targets[first : first + _BLOCK_ROWS]
+    for first in range(0, max(len(targets), 1), BLOCK_ROWS):
+        yield first, targets[first : first + BLOCK_ROWS]

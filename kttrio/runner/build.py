@@ -1,0 +1,108 @@
+"""From settings to a running `Runner`: choose the precision, plan the memory, load, allocate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig
+from kttrio.layers.cache import LayerCache
+from kttrio.models import base
+from kttrio.plan import Capacity
+from kttrio.runner.machine import available_cores, available_memory, has_fast_bfloat16
+from kttrio.runner.memory import MemoryPlan, plan_memory
+from kttrio.runner.runner import Runner
+from kttrio.weights.loader import Progress
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def build_runner(
+    model: ModelConfig,
+    experts: ExpertConfig,
+    engine: EngineConfig,
+    *,
+    progress: Progress | None = None,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
+) -> Runner:
+    """Load `model.model` and make it ready to step.
+
+    `on_plan` hears of the memory plan before the first weight is read, `progress` of bytes read
+    and bytes in total. Raises ConfigError for what cannot work, CheckpointError for a checkpoint
+    that is incomplete or wrong. Sets the number of threads torch uses in this process.
+    """
+    if model.model is None:
+        raise ConfigError("--model names no checkpoint directory")
+    _set_threads()
+    device = torch.device("cpu")
+    dtype = choose_dtype(model.dtype, model.model, fast_bfloat16=has_fast_bfloat16())
+    estimate = base.estimate(model.model, dtype=dtype, experts=experts)
+    plan = plan_memory(estimate, engine, available_bytes=available_memory(), device=device)
+    if on_plan is not None:
+        on_plan(plan)
+    with ExitStack() as undo:
+        loaded = base.load_model(
+            model.model,
+            dtype=dtype,
+            experts=experts,
+            max_step_tokens=plan.max_step_tokens,
+            progress=progress,
+        )
+        undo.callback(loaded.close)
+        caches = loaded.new_caches(
+            num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
+        )
+        _touch(caches)
+        runner = Runner(loaded, caches, capacity=_capacity(plan, loaded.vocab_size), device=device)
+        undo.pop_all()
+    return runner
+
+
+def choose_dtype(wanted: str, directory: Path, *, fast_bfloat16: bool) -> torch.dtype:
+    """The dense layers' precision: what the flag says; on "auto" what the checkpoint says.
+
+    There bfloat16 (or float16, which has no kernels here) gives way to float32 where the CPU would
+    have to emulate it.
+    """
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    stored = base.stored_dtype(base.read_config(directory))
+    if stored is torch.float32:
+        return torch.float32
+    chosen = torch.bfloat16 if fast_bfloat16 and stored is torch.bfloat16 else torch.float32
+    if chosen is not stored:
+        log.info("dense layers stored as %s run in %s on this CPU (--dtype)", stored, chosen)
+    return chosen
+
+
+def _set_threads() -> None:
+    """Dense layers and experts take turns, so that each may use every core we are granted."""
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+
+
+def _capacity(plan: MemoryPlan, vocab_size: int) -> Capacity:
+    return Capacity(
+        num_slots=plan.num_slots,
+        num_pages=plan.num_pages,
+        page_size=plan.page_size,
+        context_length=plan.context_length,
+        max_step_tokens=plan.max_step_tokens,
+        vocab_size=vocab_size,
+    )
+
+
+def _touch(caches: list[LayerCache]) -> None:
+    """Write every page once: memory that is not there is missed now, not during an answer."""
+    for cache in caches:
+        for field in fields(cache):
+            value = getattr(cache, field.name)
+            if isinstance(value, Tensor):
+                value.zero_()

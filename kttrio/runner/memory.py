@@ -1,0 +1,171 @@
+"""Where the memory goes, decided before a single weight is read.
+
+Arithmetic over what the model says it needs. A plan that does not fit is refused here, with the
+numbers and the flags that help. How much there is: `machine.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from kttrio.config import ConfigError, EngineConfig
+from kttrio.models.base import Estimate
+from kttrio.runner.logprobs import BLOCK_ROWS
+
+_HOST_TOKENS_PER_REQUEST = 8192
+_HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
+_LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
+
+
+class MemoryRow(NamedTuple):
+    """One line of the table that `kttrio serve` prints."""
+
+    name: str
+    where: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What is allocated, and what the engine may count on."""
+
+    rows: tuple[MemoryRow, ...]
+    available_bytes: int
+    budget_bytes: int
+    """`--mem-fraction-static` of what is available; the rows together stay within it."""
+    num_slots: int
+    num_pages: int
+    page_size: int
+    context_length: int
+    max_step_tokens: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(row.num_bytes for row in self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.num_pages * self.page_size
+
+
+def plan_memory(
+    estimate: Estimate, engine: EngineConfig, *, available_bytes: int, device: torch.device
+) -> MemoryPlan:
+    """Divide the budget: weights, every slot's state and scratch first, then the KV cache.
+
+    The KV cache is never larger than all slots together could use. Where `max_total_tokens` leaves
+    it open it takes what is left; on a CPU, whose memory others want too, at most 8192 tokens for
+    each running request, or one whole context. Raises ConfigError where it does not fit.
+    """
+    _check(engine)
+    slots, where = engine.max_running_requests, device.type
+    context = min(
+        engine.context_length or estimate.shape.context_length, estimate.shape.context_length
+    )
+    fixed = (
+        MemoryRow("experts", "cpu", estimate.expert_bytes),
+        MemoryRow("dense weights", where, estimate.dense_bytes),
+        MemoryRow("recurrent states", where, slots * estimate.cache_shape.bytes_per_slot),
+        MemoryRow("step scratch", where, _scratch_bytes(estimate, engine)),
+    )
+    budget = int(available_bytes * engine.mem_fraction_static)
+    wanted = _wanted_pages(engine, context, on_host=where == "cpu")
+    page_bytes = engine.page_size * estimate.cache_shape.bytes_per_token
+    left = budget - sum(row.num_bytes for row in fixed)
+    affordable = left // page_bytes if page_bytes else wanted
+    least = min(wanted, slots) if engine.max_total_tokens is None else wanted
+    if left < 0 or affordable < least:
+        kv_cache = MemoryRow("KV cache", where, least * page_bytes)
+        raise ConfigError(_refusal((*fixed, kv_cache), available_bytes, engine))
+    num_pages = min(wanted, affordable)
+    return MemoryPlan(
+        rows=(*fixed, MemoryRow("KV cache", where, num_pages * page_bytes)),
+        available_bytes=available_bytes,
+        budget_bytes=budget,
+        num_slots=slots,
+        num_pages=num_pages,
+        page_size=engine.page_size,
+        context_length=_context(engine, context, num_pages * engine.page_size),
+        max_step_tokens=engine.chunked_prefill_size,
+    )
+
+
+def _check(engine: EngineConfig) -> None:
+    at_least_one = {
+        "--max-running-requests": engine.max_running_requests,
+        "--chunked-prefill-size": engine.chunked_prefill_size,
+        "--page-size": engine.page_size,
+        "--max-total-tokens": engine.max_total_tokens,
+        "--context-length": engine.context_length,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not 0.0 < engine.mem_fraction_static <= 1.0:
+        raise ConfigError(
+            f"--mem-fraction-static is {engine.mem_fraction_static}; it must be above 0, at most 1"
+        )
+
+
+def _scratch_bytes(estimate: Estimate, engine: EngineConfig) -> int:
+    """What the largest step needs beside its caches: activations, logits, penalty counts."""
+    shape, slots = estimate.shape, engine.max_running_requests
+    rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
+    logits = max(slots, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
+    counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
+    return (rows + logits) * torch.float32.itemsize + counts
+
+
+def _wanted_pages(engine: EngineConfig, context: int, *, on_host: bool) -> int:
+    slots = engine.max_running_requests
+    wanted = slots * _num_pages(context, engine)
+    if engine.max_total_tokens is not None:
+        return min(wanted, _num_pages(engine.max_total_tokens, engine))
+    if on_host:
+        usual = _num_pages(min(context, _HOST_TOKENS_PER_REQUEST), engine)
+        return min(wanted, max(slots * usual, _num_pages(context, engine)))
+    return wanted
+
+
+def _num_pages(num_tokens: int, engine: EngineConfig) -> int:
+    return -(-num_tokens // engine.page_size)
+
+
+def _context(engine: EngineConfig, context: int, num_tokens: int) -> int:
+    """The longest sequence that the KV cache holds; a length that was asked for is not cut."""
+    if num_tokens >= context:
+        return context
+    if engine.context_length is not None:
+        raise ConfigError(
+            f"--context-length {engine.context_length} needs a KV cache of {context} tokens, but "
+            f"it holds {num_tokens}; lower --context-length or --max-running-requests, or raise "
+            "--max-total-tokens or --mem-fraction-static"
+        )
+    return num_tokens
+
+
+def _refusal(rows: tuple[MemoryRow, ...], available: int, engine: EngineConfig) -> str:
+    needs = ", ".join(f"{row.name} {format_bytes(row.num_bytes)}" for row in rows)
+    total = sum(row.num_bytes for row in rows)
+    return (
+        f"the model does not fit: {needs} make {format_bytes(total)}, but --mem-fraction-static "
+        f"{engine.mem_fraction_static} of the {format_bytes(available)} available is "
+        f"{format_bytes(int(available * engine.mem_fraction_static))}; lower "
+        f"--max-running-requests (now {engine.max_running_requests}), --max-total-tokens, "
+        f"--chunked-prefill-size (now {engine.chunked_prefill_size}), raise "
+        "--mem-fraction-static, free memory, or take a checkpoint with smaller weights"
+    )
+
+
+def format_bytes(num_bytes: int) -> str:
+    """1536 -> '1.5 KiB'"""
+    value, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

@@ -1,0 +1,112 @@
+"""A model of arithmetic with real caches, and chunks for it: no weights, but every index counts.
+
+Its hidden row holds the sum of the sequence's tokens twice: once carried in the recurrent slot,
+once gathered from the pages. A wrong slot, page, offset, position or order changes the logits.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kttrio.layers.cache import AttentionCache, RecurrentCache
+from kttrio.plan import Capacity, Chunk
+from kttrio.request import SamplingParams
+from kttrio.runner.runner import Runner
+
+VOCAB = 97
+PAGE_SIZE = 4
+CAPACITY = Capacity(
+    num_slots=20,
+    num_pages=200,
+    page_size=PAGE_SIZE,
+    context_length=64,
+    max_step_tokens=512,
+    vocab_size=VOCAB,
+)
+
+
+def toy_hidden(token_ids) -> torch.Tensor:
+    """The hidden row after the last token of a whole sequence."""
+    total = sum(token_ids) % VOCAB
+    return torch.tensor([[total, total, len(token_ids) - 1]], dtype=torch.float32)
+
+
+def toy_logits(hidden: torch.Tensor) -> torch.Tensor:
+    """[n, 3] -> [n, VOCAB]: rugged, and different for every history."""
+    weights = torch.tensor([1.0, 0.37, 2.11], dtype=torch.float64)
+    phase = hidden.double() @ weights
+    return (4 * torch.sin((phase[:, None] + 1.3) * torch.arange(1, VOCAB + 1))).float()
+
+
+class ToyModel:
+    """`forward` raises for the token `poison`; `broken` makes its logits NaN."""
+
+    poison = VOCAB - 1
+    broken = VOCAB - 2
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.logit_rows: list[int] = []
+
+    def new_caches(self, *, num_pages, page_size, num_slots):
+        pages = torch.full((num_pages, page_size, 1, 1), torch.nan)
+        state = torch.full((num_slots, 1, 1, 1), torch.nan)
+        return [
+            AttentionCache(pages, pages.clone()),
+            RecurrentCache(torch.full((num_slots, 1, 3), torch.nan), state),
+        ]
+
+    def forward(self, batch, caches):
+        attention, recurrent = caches
+        if (batch.token_ids == self.poison).any():
+            raise RuntimeError("poisoned")
+        if not all(length == 1 for length in batch.lengths[: batch.num_decodes]):
+            raise AssertionError("decodes come first")
+        attention.key.view(-1)[batch.kv_index] = batch.token_ids.float()
+        rows = []
+        for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
+            slot = batch.slots[i]
+            state = recurrent.state[slot].sum() if start else torch.tensor(0.0)
+            for row in range(batch.offsets[i], batch.offsets[i] + length):
+                position = int(batch.positions[row])
+                state = (state + batch.token_ids[row]) % VOCAB
+                pages = attention.key[batch.page_table[i]].flatten()
+                paged = pages[: position + 1].sum() % VOCAB
+                rows.append(torch.stack([state, paged, torch.tensor(float(position))]))
+            recurrent.state[slot] = state
+        hidden = torch.stack(rows)
+        return torch.where((batch.token_ids == self.broken)[:, None], torch.nan, hidden)
+
+    def logits(self, hidden):
+        self.logit_rows.append(len(hidden))
+        return toy_logits(hidden)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def toy_runner() -> Runner:
+    model = ToyModel()
+    caches = model.new_caches(
+        num_pages=CAPACITY.num_pages, page_size=PAGE_SIZE, num_slots=CAPACITY.num_slots
+    )
+    return Runner(model, caches, capacity=CAPACITY, device=torch.device("cpu"))
+
+
+def params(**changes) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": 16, "seed": 1, **changes})
+
+
+def chunk_of(slot=0, *, start=0, token_ids=(1,), num_prompt=None, sample=True, **sampling) -> Chunk:
+    """A chunk whose pages are those that no other slot uses, in a scrambled order."""
+    end = start + len(token_ids)
+    pages = tuple((slot * 10 + 7 * i) % 10 + slot * 10 for i in range(-(-end // PAGE_SIZE)))
+    return Chunk(
+        slot=slot,
+        start=start,
+        token_ids=tuple(token_ids),
+        pages=pages,
+        sampling=params(**sampling),
+        sample=sample,
+        num_prompt_tokens=end if num_prompt is None else num_prompt,
+    )

@@ -112,20 +112,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         )
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
-    return Parts(runner, model, _facts(settings, runner))
-
-
-def _facts(settings: Settings, runner: Runner) -> dict[str, object]:
-    capacity = runner.capacity
-    return {
-        "model_path": str(settings.directory),
-        "dtype": runner.dtype,
-        "kernels": runner.isa,
-        "threads": runner.num_threads,
-        "slots": capacity.num_slots,
-        "kv_cache_tokens": capacity.num_pages * capacity.page_size,
-        "max_step_tokens": capacity.max_step_tokens,
-    }
+    return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
 
 
 async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:

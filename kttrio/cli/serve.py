@@ -82,7 +82,6 @@ class TerminalFace:
 
     def planned(self, memory: Sequence[MemoryLine]) -> None:
         """Called from the loading thread, as is `loading`."""
-        self._show("model", str(self._settings.directory))
         table = Table("memory", "where", Column("size", justify="right"), box=None, pad_edge=False)
         for line in memory:
             table.add_row(*line)
@@ -94,7 +93,7 @@ class TerminalFace:
 
     def ready(self, url: str, parts: Parts) -> None:
         self.close()
-        for name, value in parts.facts.items():
+        for name, value in {"model": parts.model.name, **parts.facts}.items():
             self._show(name, str(value))
         self._console.print(f"listening on {url}", style="bold", markup=False)
         self._console.print("try:", style="dim")

@@ -183,7 +183,9 @@ class TestDraws:
         mass = dict(zip(kept, probabilities, strict=True))
         bins = [sum(mass.get(token, 0.0) for token in range(i, i + 60)) for i in range(0, 600, 60)]
         found = np.histogram(tokens, bins=10, range=(0, 600))[0]
-        chi_square = sum((f - draws * p) ** 2 / (draws * p) for f, p in zip(found, bins, strict=True))
+        chi_square = sum(
+            (f - draws * p) ** 2 / (draws * p) for f, p in zip(found, bins, strict=True)
+        )
         assert chi_square < 9 + 5 * math.sqrt(18)
 
     @pytest.mark.parametrize("draw", [draw_filtered, draw_unfiltered])

@@ -14,10 +14,7 @@ import trio
 from kttrio.client import Client, ClientError
 
 HEALTH_INTERVAL = 0.05
-WORDS = (
-    "river stone window garden paper silver morning letter engine island bridge winter copper "
-    "market shadow thread lantern harbor meadow valley"
-).split()
+WORDS = ("river", "stone", "window", "garden", "paper", "silver", "morning", "letter", "engine")
 
 
 @dataclass(frozen=True, slots=True)

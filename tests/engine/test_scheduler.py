@@ -237,6 +237,18 @@ def test_preempted_ones_take_no_place_in_the_queue():
     bench.assert_all_free()
 
 
+def test_without_a_queue_the_preempted_keep_their_slots():
+    bench = crowded(config=EngineConfig(max_queued_requests=0))
+    preempt(bench)
+    bench.scheduler.abort(bench.sequences[0])  # now one is preempted and four slots are free
+    for _ in range(3):
+        bench.scheduler.submit(request(2))
+    with pytest.raises(QueueFull):
+        bench.scheduler.submit(request(2))
+    bench.run()
+    bench.assert_all_free()
+
+
 def test_without_a_queue_missing_pages_refuse():
     bench = Bench(num_pages=2, page_size=4, config=EngineConfig(max_queued_requests=0))
     bench.scheduler.submit(request(7, 1))
@@ -432,6 +444,22 @@ def test_recomputed_tokens_keep_to_the_budget():
     assert samples == [False, True, True]
     bench.run()
     assert bench.tokens(young) == expected(young.request.prompt_ids, 12)
+
+
+def test_preempted_ones_run_again_in_order_of_arrival():
+    bench = crowded()
+    old, middle = bench.sequences
+    young = bench.submit(request(range(300, 304), 12))
+    while bench.scheduler.num_preemptions < 2:
+        bench.step()
+    assert [s.stage for s in (middle, young)] == [Stage.PREEMPTED] * 2
+    while old.stage is Stage.RUNNING:
+        bench.step()
+    bench.step()
+    assert (middle.stage, young.stage) == (Stage.RUNNING, Stage.PREEMPTED)
+    bench.run()
+    for sequence in bench.sequences:
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 12)
 
 
 def test_preempted_goes_before_those_who_wait():

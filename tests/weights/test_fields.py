@@ -26,7 +26,7 @@ def test_an_integer_is_positive_and_whole(value):
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), "3", False])
 def test_a_number_is_positive_and_finite(value):
-    with pytest.raises(CheckpointError, match="a is .*not a positive number"):
+    with pytest.raises(CheckpointError, match=r"a is .*not a positive number"):
         Fields({"a": value}).number("a")
 
 

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kttrio.experts.block import MoEBlock
+
+
+class Recorder:
+    """Experts that remember what they were asked and answer with ones."""
+
+    def forward(self, x, routing):
+        self.x, self.routing = x, routing
+        return torch.ones_like(x)
+
+
+@pytest.fixture
+def block():
+    torch.manual_seed(0)
+    block = MoEBlock(
+        16,
+        shared_size=8,
+        num_experts=6,
+        top_k=2,
+        renormalise=True,
+        experts=Recorder(),
+        dtype=torch.float32,
+    )
+    for parameter in block.parameters():
+        parameter.normal_()
+    return block
+
+
+def test_the_shared_expert_is_gated_and_added(block):
+    x = torch.randn(5, 16)
+    out = block(x)
+    gate, up = F.linear(x, block.shared.gate_up.weight).split(8, dim=1)
+    shared = F.linear(F.silu(gate) * up, block.shared.down.weight)
+    gated = shared * torch.sigmoid(x @ block.gates[6])[:, None]
+    torch.testing.assert_close(out, 1 + gated)
+
+
+def test_experts_get_the_routing_of_the_router_rows(block):
+    x = torch.randn(5, 16)
+    block(x)
+    expected = F.linear(x, block.gates[:6]).topk(2).indices
+    assert torch.equal(block.experts.x, x)
+    assert torch.equal(block.experts.routing.ids.long(), expected)
+
+
+def test_the_router_works_in_float32_whatever_the_model_is():
+    """Two experts whose logits differ by less than bfloat16 can tell."""
+    block = MoEBlock(
+        2,
+        shared_size=2,
+        num_experts=2,
+        top_k=1,
+        renormalise=True,
+        experts=Recorder(),
+        dtype=torch.bfloat16,
+    )
+    for parameter in block.parameters():
+        parameter.zero_()
+    block.gates[0, 0], block.gates[1, 0] = 100.0, 100.01
+    out = block(torch.ones(1, 2, dtype=torch.bfloat16))
+    assert out.dtype is torch.bfloat16
+    assert block.experts.routing.ids.tolist() == [[1]]

@@ -1,0 +1,20 @@
+"""The instruction sets a test runs on, each skipped aloud where the machine lacks it."""
+
+from __future__ import annotations
+
+import pytest
+
+from kttrio import native
+
+EVERY_ISA = [
+    pytest.param(
+        isa,
+        marks=[
+            *([pytest.mark.amx] if isa == "amx" else []),
+            pytest.mark.skipif(
+                isa not in native.isa_available(), reason=f"this machine grants no {isa}"
+            ),
+        ],
+    )
+    for isa in ("amx", "avx512", "avx2")
+]

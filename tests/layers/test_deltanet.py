@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kttrio.layers.cache import RecurrentCache
+from kttrio.layers.deltanet import GatedDeltaNet, delta_chunks, delta_step, index_runs
+from tests.batches import Run, make_batch
+
+LANES, HEADS, KEY, VALUE = 2, 3, 16, 24  # unequal on purpose: a transposed state must show
+
+
+def recurrence(query, key, value, decay, beta, state):
+    """The definition, token by token and head by head."""
+    outs = torch.empty_like(value)
+    state = state.clone()
+    for n in range(query.shape[0]):
+        for h in range(query.shape[2]):
+            memory = state[n, h]
+            for t in range(query.shape[1]):
+                memory = memory * decay[n, t, h].exp()  # before the delta is taken
+                delta = beta[n, t, h] * (value[n, t, h] - key[n, t, h] @ memory)
+                memory = memory + torch.outer(key[n, t, h], delta)
+                outs[n, t, h] = query[n, t, h] @ memory
+            state[n, h] = memory
+    return outs, state
+
+
+def inputs(length, strongest_decay=2.0):
+    generator = torch.Generator().manual_seed(length)
+    query, key = (
+        F.normalize(torch.randn(LANES, length, HEADS, KEY, generator=generator), dim=-1)
+        for _ in range(2)
+    )
+    value = torch.randn(LANES, length, HEADS, VALUE, generator=generator)
+    decay = -torch.rand(LANES, length, HEADS, generator=generator) * strongest_decay
+    beta = torch.rand(LANES, length, HEADS, generator=generator)
+    state = torch.randn(LANES, HEADS, KEY, VALUE, generator=generator)
+    return query, key, value, decay, beta, state
+
+
+def test_one_step_is_the_recurrence():
+    *tokens, state = inputs(1)
+    expected, expected_state = recurrence(*tokens, state)
+    out = delta_step(*(x[:, 0] for x in tokens), state)
+    torch.testing.assert_close(out, expected[:, 0])
+    torch.testing.assert_close(state, expected_state)
+
+
+@pytest.mark.parametrize("length", [1, 2, 37, 64, 128, 192])
+def test_chunks_are_the_recurrence_with_a_carried_state(length):
+    *tokens, state = inputs(length)
+    expected, expected_state = recurrence(*tokens, state)
+    out, new_state = delta_chunks(*tokens, state)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(new_state, expected_state, rtol=1e-4, atol=1e-5)
+
+
+def test_fast_decay_does_not_overflow():
+    """The logs of a chunk add up to -6400: exp of what is above the diagonal would be infinite."""
+    *tokens, state = inputs(64, strongest_decay=200.0)
+    expected, expected_state = recurrence(*tokens, state)
+    out, new_state = delta_chunks(*tokens, state)
+    torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(new_state, expected_state, rtol=1e-3, atol=1e-4)
+
+
+def test_padding_leaves_the_state_alone():
+    query, key, value, decay, beta, state = inputs(64)
+    key[:, 40:], decay[:, 40:] = 0, 0
+    whole, after = delta_chunks(query, key, value, decay, beta, state)
+    short = (x[:, :40] for x in (query, key, value, decay, beta))
+    expected, expected_after = delta_chunks(*short, state)
+    torch.testing.assert_close(whole[:, :40], expected)
+    torch.testing.assert_close(after, expected_after)
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(0)
+    layer = GatedDeltaNet(
+        32,
+        key_heads=2,
+        value_heads=4,
+        key_dim=KEY,
+        value_dim=VALUE,
+        kernel=4,
+        eps=1e-6,
+        dtype=torch.float32,
+    )
+    for parameter in layer.parameters():
+        parameter.normal_(std=0.3)
+    return layer
+
+
+def new_cache(layer, slots):
+    return RecurrentCache(
+        conv=torch.full((slots, 3, layer.channels), torch.nan),
+        state=torch.full((slots, 4, KEY, VALUE), torch.nan),
+    )
+
+
+def batch_of(*runs):
+    """(slot, start, length) of each sequence."""
+    return make_batch([Run(slot, start, (0,) * n, tuple(range(9))) for slot, start, n in runs], 64)
+
+
+def advance(layer, cache, hidden, *runs):
+    return layer(hidden, index_runs(batch_of(*runs)), cache)
+
+
+def test_lanes_of_one_batch_never_meet(layer):
+    """Two decodes and four runs of one, two and three chunks, against each sequence alone."""
+    runs = [(3, 0, 1), (0, 5, 1), (5, 0, 70), (1, 7, 3), (4, 0, 64), (2, 5, 130)]
+    cache = new_cache(layer, 6)
+    for slot, start, _ in runs:
+        if start:
+            advance(layer, cache, torch.randn(start, 32), (slot, 0, start))
+    alone = RecurrentCache(cache.conv.clone(), cache.state.clone())
+    hidden = torch.randn(sum(length for *_, length in runs), 32)
+    together = advance(layer, cache, hidden, *runs)
+    parts = hidden.split([length for *_, length in runs])
+    single = [advance(layer, alone, part, run) for part, run in zip(parts, runs, strict=True)]
+    torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cache.state, alone.state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cache.conv, alone.conv)
+
+
+@pytest.mark.parametrize("chunks", [(66,), (1, 1, 1, 63), (2, 64), (65, 1)])
+def test_the_convolution_remembers_over_any_border(layer, chunks):
+    hidden = torch.randn(66, 32)
+    expected = advance(layer, new_cache(layer, 1), hidden, (0, 0, 66))
+    cache, start, outs = new_cache(layer, 1), 0, []
+    for chunk in chunks:
+        part = hidden[start : start + chunk]
+        outs.append(advance(layer, cache, part, (0, start, chunk)))
+        start += chunk
+    torch.testing.assert_close(torch.cat(outs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_newest_input_meets_the_last_weight(layer):
+    """The convolution's cache ends with the newest pre-activation column."""
+    cache, hidden = new_cache(layer, 1), torch.randn(5, 32)
+    advance(layer, cache, hidden, (0, 0, 5))
+    columns = layer.in_proj(hidden)[:, : layer.channels]
+    torch.testing.assert_close(cache.conv[0], columns[-3:])
+
+
+def test_other_slots_are_not_written(layer):
+    cache = new_cache(layer, 4)
+    advance(layer, cache, torch.randn(6, 32), (2, 0, 1), (1, 0, 5))
+    for tensor in (cache.conv, cache.state):
+        finite = tensor.flatten(1).isfinite().all(1)
+        assert finite.tolist() == [False, True, True, False]

@@ -6,20 +6,23 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import h11
 import trio
+from quart_trio import QuartTrio
 
 from kttrio.config import EngineConfig, ServerConfig
 from kttrio.engine.engine import Engine
+from kttrio.server import serving
 from kttrio.server.app import build_app
+from kttrio.server.connection import Connection, Connections
 from kttrio.server.prompting import ServedModel
-from kttrio.server.serving import serve_http
 from kttrio.server.state import AppState
 from kttrio.text.tokenizer import Tokenizer
 from tests.fakes import ScriptedRunner, capacity
@@ -57,12 +60,15 @@ class Front:
     """A running front: its parts, and clients of it."""
 
     url: str
+    app: QuartTrio
     state: AppState
+    connections: Connections
     runner: ScriptedRunner
     script: Script
     shutdown: trio.Event
     engine_scope: trio.CancelScope
     closed: trio.Event
+    clients: list[Client] = field(default_factory=list)
 
     @property
     def port(self) -> int:
@@ -78,7 +84,15 @@ class Front:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await sock.connect(("127.0.0.1", self.port))
-        return Client(trio.SocketStream(sock))
+        self.clients.append(Client(trio.SocketStream(sock)))
+        return self.clients[-1]
+
+    async def only_connection(self) -> Connection:
+        """The server's side of the one client that is connected."""
+        while not self.connections.open:
+            await trio.lowlevel.checkpoint()
+        (connection,) = self.connections.open
+        return connection
 
     async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Reply:
         """One request on a connection of its own. `body`: JSON value or bytes."""
@@ -212,27 +226,40 @@ async def running_front(
     runner = ScriptedRunner(limits, script, delay=delay, fail_steps=fail_steps)
     engine = Engine(runner, engine_config or EngineConfig())
     state = AppState(engine=engine, model=model, config=config, seeds=Random(7))
+    app = build_app(state)
+    opened: list[Connections] = []
+
+    def open_connections(**settings: Any) -> Connections:
+        opened.append(Connections(**settings))
+        return opened[0]
+
     shutdown, closed = trio.Event(), trio.Event()
-    with trio.fail_after(SECONDS):
+    with trio.fail_after(SECONDS), patch.object(serving, "Connections", open_connections):
         async with trio.open_nursery() as nursery:
             engine_scope = await nursery.start(_run_engine, engine)
 
             async def listen(*, task_status: trio.TaskStatus[str]) -> None:
-                app = build_app(state)
-                await serve_http(app, config, shutdown=shutdown.wait, task_status=task_status)
+                await serving.serve_http(
+                    app, config, shutdown=shutdown.wait, task_status=task_status
+                )
                 closed.set()
 
             url = await nursery.start(listen)
-            yield Front(url, state, runner, script, shutdown, engine_scope, closed)
+            front = Front(
+                url, app, state, opened[0], runner, script, shutdown, engine_scope, closed
+            )
+            try:
+                yield front
+            finally:
+                for client in front.clients:
+                    client.stream.socket.close()
             shutdown.set()
             await closed.wait()
             nursery.cancel_scope.cancel()
     assert runner.violations == []
 
 
-async def _run_engine(
-    engine: Engine, *, task_status: trio.TaskStatus[trio.CancelScope]
-) -> None:
+async def _run_engine(engine: Engine, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             await nursery.start(engine.run)

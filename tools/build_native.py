@@ -72,7 +72,7 @@ class PlatformWheel(bdist_wheel):
 class SourceArchive(sdist):
     """The sources of the library travel with those of the package."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
+    def make_distribution(self) -> None:
         for line in ("include CMakeLists.txt", "graft cpp", "graft tools", "global-exclude *.pyc"):
             self.filelist.process_template_line(line)
+        super().make_distribution()

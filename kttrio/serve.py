@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -52,15 +51,19 @@ class Settings:
         return self.model.model or DEMO_MODEL
 
 
+MemoryLine = tuple[str, str, str]
+"""What takes memory, where, and how much: as it is shown."""
+
+
 class Face(Protocol):
     """Who shows the operator what happens. The first two are called from the loading thread."""
 
-    def planned(self, plan: MemoryPlan) -> None:
-        """The memory is planned; loading begins."""
+    def planned(self, memory: Sequence[MemoryLine]) -> None:
+        """The memory is divided; loading begins."""
         ...
 
     def loading(self, done: int, total: int) -> None:
-        """So many of the weights' bytes are in place."""
+        """So many bytes of the weights are in place."""
         ...
 
     def ready(self, url: str, parts: Parts) -> None:
@@ -87,18 +90,29 @@ Build = Callable[[Settings, Face], Parts]
 
 def build_parts(settings: Settings, face: Face) -> Parts:
     """Load the checkpoint: the text side first, because its errors come at once. Blocking."""
-    # Here and not above: it imports torch, which takes seconds that a mistyped flag should not.
+    # Here and not above: they import torch, seconds that a mistyped flag should not take.
     from kttrio.runner.build import build_runner
+    from kttrio.runner.memory import MemoryPlan, format_bytes
+    from kttrio.weights.checkpoint import CheckpointError
+
+    def on_plan(plan: MemoryPlan) -> None:
+        total = ("all", "", format_bytes(plan.total_bytes))
+        face.planned(
+            [*((row.name, row.where, format_bytes(row.num_bytes)) for row in plan.rows), total]
+        )
 
     model = ServedModel.load(settings.directory, settings.server)
-    runner = build_runner(
-        replace(settings.model, model=settings.directory),
-        settings.experts,
-        settings.engine,
-        progress=face.loading,
-        on_plan=face.planned,
-    )
-    return Parts(runner, model, {})
+    try:
+        runner = build_runner(
+            replace(settings.model, model=settings.directory),
+            settings.experts,
+            settings.engine,
+            progress=face.loading,
+            on_plan=on_plan,
+        )
+    except CheckpointError as error:
+        raise ConfigError(f"--model {settings.directory}: {error}") from error
+    return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
 
 
 async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:

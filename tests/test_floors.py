@@ -207,8 +207,9 @@ def no_module_state(source: Source) -> Iterator[str]:
         if isinstance(node, ast.AnnAssign):
             targets = [node.target]
         for target in targets:
-            name = _dotted(target).strip("_")
-            if name and name == name.lower() and _is_mutable(node.value):
+            name = _dotted(target)
+            constant = name.isupper() or name == "__all__"
+            if name and not constant and _is_mutable(node.value):
                 yield f"{source.name}:{node.lineno} keeps state in {name}"
 
 

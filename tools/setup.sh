@@ -82,7 +82,7 @@ install_packages() {
 build_library() {
   local wanted stamp=$root/build/kttrio.stamp
   wanted="$(hash_of CMakeLists.txt cpp) $root"
-  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && ls "$root"/kttrio/*.so >/dev/null 2>&1 && return
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -e "$root/build/libkttrio.so" ] && return
   check_system
   say "Building the C++ library"
   run_cmake build

@@ -9,22 +9,20 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import trio
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 from kttrio.cli.flags import flag_name, parse_flags
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, ServerConfig
-from kttrio.serve import Decisions, Ended, Settings, serve
+from kttrio.serve import MemoryLine, Parts, ServerFailed, Settings, serve
 
 DESCRIPTION = "Load a model and answer OpenAI clients over HTTP."
+QUESTION = "What is kttrio?"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,22 +31,23 @@ def run(argv: Sequence[str]) -> int:
     settings = Settings(*parse_flags("kttrio serve", DESCRIPTION, argv, records))
     check_paths(settings)
     _set_up_logging(settings.server.log_level)
+    face = TerminalFace(Console(highlight=False), settings)
     try:
-        with Face(Console(soft_wrap=True, highlight=False), settings) as face:
-            trio.run(serve, settings, face)
-    except Ended as error:
+        trio.run(serve, settings, face)
+    except ServerFailed as error:
         print(f"kttrio serve: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        face.close()
     return 0
 
 
 def check_paths(settings: Settings) -> None:
     """Every given path exists and is of its kind; ConfigError names the first that does not."""
-    directories = [(settings.model, "model"), (settings.experts, "kt_weight_path")]
-    for record, name in directories:
-        _check_path(record, name, Path.is_dir, "directory")
+    _check_path(settings.model, "model", Path.is_dir, "directory")
+    _check_path(settings.experts, "kt_weight_path", Path.is_dir, "directory")
     _check_path(settings.server, "chat_template", Path.is_file, "file")
 
 
@@ -56,3 +55,74 @@ def _check_path(record: object, name: str, is_kind: Callable[[Path], bool], kind
     path: Path | None = getattr(record, name)
     if path is not None and not is_kind(path):
         raise ConfigError(f"{flag_name(name)}: {path} is no {kind}; check the path")
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+class TerminalFace:
+    """What the operator sees: the plan, a bar while loading, the URL, how it ends."""
+
+    def __init__(self, console: Console, settings: Settings) -> None:
+        self._console = console
+        self._settings = settings
+        self._progress = Progress(
+            TextColumn("loading"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task("loading", total=None)
+
+    def planned(self, memory: Sequence[MemoryLine]) -> None:
+        """Called from the loading thread, as is `loading`."""
+        table = Table("memory", "where", Column("size", justify="right"), box=None, pad_edge=False)
+        for line in memory:
+            table.add_row(*line)
+        self._console.print(table)
+        self._progress.start()
+
+    def loading(self, done: int, total: int) -> None:
+        self._progress.update(self._bar, completed=done, total=total)
+
+    def ready(self, url: str, parts: Parts) -> None:
+        self.close()
+        for name, value in {"model": parts.model.name, **parts.facts}.items():
+            self._show(name, str(value))
+        self._console.print(f"listening on {url}", style="bold", markup=False)
+        self._console.print("try:", style="dim")
+        self._console.print(f"  {self._curl(url, parts.model.name)}", markup=False, soft_wrap=True)
+
+    def draining(self, num_requests: int) -> None:
+        seconds = self._settings.server.drain_seconds
+        self._console.print(
+            f"stopping; {num_requests} running requests have {seconds:g} s to finish, "
+            "a second signal ends them now",
+            style="dim",
+        )
+
+    def close(self) -> None:
+        """Take the bar away; harmless when there is none."""
+        self._progress.stop()
+
+    def _show(self, name: str, value: str) -> None:
+        self._console.print(f"{name:<12}{value}", markup=False, soft_wrap=True)
+
+    def _curl(self, url: str, model: str) -> str:
+        """A streaming question to paste into another terminal."""
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "stream": True,
+        }
+        words = ["curl", "-N", f"{url}/v1/chat/completions"]
+        words += ["-H", "Content-Type: application/json"]
+        if self._settings.server.api_key is not None:
+            words += ["-H", "Authorization: Bearer YOUR_API_KEY"]
+        return shlex.join([*words, "-d", json.dumps(body)])

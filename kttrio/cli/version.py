@@ -32,7 +32,7 @@ def _rows() -> Iterator[tuple[str, str]]:
             yield package, "not installed"
     yield "python", f"{platform.python_version()} ({platform.machine()})"
     try:
-        yield "library", f"ABI {native.abi_version()}"
-        yield "kernels", ", ".join(native.isa_available())
-    except OSError as error:
-        yield "library", f"cannot be used: {error}"
+        kernels = ", ".join(native.isa_available())
+        yield "library", f"ABI {native.ABI_VERSION}, kernels for {kernels} on this machine"
+    except native.NativeError as error:
+        yield "library", f"not usable: {error}"

@@ -236,7 +236,7 @@ class GatedDeltaNet(nn.Module):
         return out.flatten(0, 1)
 
     def _convolve(self, columns: Tensor) -> Tensor:
-        """Causal, channel by channel: [n, kernel - 1 + length, channels] -> [n, length, channels]"""
+        """Channel by channel: [n, kernel - 1 + length, channels] -> [n, length, channels]"""
         columns, length = columns.float(), columns.shape[1] - self.kernel + 1
         out = columns[:, :length] * self.conv[0]
         for tap in range(1, self.kernel):

@@ -61,7 +61,9 @@ def build_runner(
             num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
         )
         _touch(caches)
-        runner = Runner(loaded, caches, capacity=_capacity(plan, loaded.vocab_size), device=device)
+        facts = _facts(loaded, plan, dtype=dtype, expert_format=estimate.expert_format)
+        capacity = _capacity(plan, loaded.vocab_size)
+        runner = Runner(loaded, caches, capacity=capacity, device=device, facts=facts)
         undo.pop_all()
     return runner
 
@@ -97,6 +99,19 @@ def _capacity(plan: MemoryPlan, vocab_size: int) -> Capacity:
         max_step_tokens=plan.max_step_tokens,
         vocab_size=vocab_size,
     )
+
+
+def _facts(
+    model: base.CausalLM, plan: MemoryPlan, *, dtype: torch.dtype, expert_format: str
+) -> dict[str, object]:
+    return {
+        "layers": f"{model.num_layers}, each with {model.num_experts} experts, {model.top_k} used",
+        "precision": f"{str(dtype).removeprefix('torch.')}, experts {expert_format}",
+        "kernels": model.isa,
+        "threads": model.num_threads,
+        "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
+        "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
+    }
 
 
 def _touch(caches: list[LayerCache]) -> None:

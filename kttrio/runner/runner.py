@@ -8,7 +8,7 @@ spoils nothing but its own sequences.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +45,10 @@ class Runner:
         *,
         capacity: Capacity,
         device: torch.device,
+        facts: Mapping[str, object] | None = None,
     ) -> None:
+        self.facts = dict(facts or {})
+        """What was decided when it was built, for people to read: plain values."""
         self._model = model
         self._caches = caches
         self._capacity = capacity

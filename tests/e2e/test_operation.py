@@ -14,7 +14,9 @@ from pathlib import Path
 
 import openai
 import pytest
+
 from tests.e2e.conftest import ROOT, Server, running_server
+from tools.bench.measure import in_use
 
 NUM_VANISHING = 200
 
@@ -64,7 +66,9 @@ def test_clients_that_vanish_leave_nothing_behind(server: Server, model: str) ->
         "stream": True,
     }
     payload = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\n\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
     host, port = server.url.removeprefix("http://").split(":")
 
     def vanish(_index: int) -> bytes:
@@ -76,13 +80,13 @@ def test_clients_that_vanish_leave_nothing_behind(server: Server, model: str) ->
         starts = list(clients.map(vanish, range(NUM_VANISHING)))
     assert {start.split()[1] for start in starts} == {b"200"}
     deadline = time.monotonic() + 60
-    while any(in_use := used(server)) and time.monotonic() < deadline:
+    while (left := used(server)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert in_use == []
+    assert left == []
 
 
 def used(server: Server) -> list[str]:
-    return [f"{value} {name}" for name, value in in_use_of(get(server, "/get_server_info")) if value]
+    return [f"{value} {name}" for name, value in in_use(get(server, "/get_server_info")) if value]
 
 
 def test_sigterm_lets_running_streams_finish() -> None:

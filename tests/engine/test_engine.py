@@ -31,6 +31,7 @@ def assert_nothing_left(engine: Engine) -> None:
     stats = engine.stats
     assert (stats.running, stats.waiting) == (0, 0)
     assert (stats.free_pages, stats.free_slots) == (stats.num_pages, stats.num_slots)
+    assert not engine._streams  # a leak here shows nowhere else
 
 
 @contextlib.asynccontextmanager

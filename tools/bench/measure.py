@@ -14,10 +14,7 @@ import trio
 from kttrio.client import Client, ClientError
 
 HEALTH_INTERVAL = 0.05
-WORDS = (
-    "river stone window garden paper silver morning letter engine island bridge winter copper "
-    "market shadow thread lantern harbor meadow valley"
-).split()
+WORDS = ("river", "stone", "window", "garden", "paper", "silver", "morning", "letter", "engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +134,7 @@ async def _work(
                 stream.error = str(error)
 
 
-async def _read(
-    client: Client, body: dict[str, Any], stream: Stream, patience: int | None
-) -> None:
+async def _read(client: Client, body: dict[str, Any], stream: Stream, patience: int | None) -> None:
     async with client.stream("/v1/chat/completions", body) as events:
         while (chunk := await events.chunk()) is not None:
             if patience is not None and len(stream.gaps) >= patience:
@@ -185,6 +180,16 @@ async def first_model(url: str, api_key: str | None) -> str:
     async with Client(url, api_key=api_key) as client:
         listed = await client.get_json("/v1/models")
     return str(listed["data"][0]["id"])
+
+
+def in_use(info: dict[str, Any]) -> dict[str, int]:
+    """What /get_server_info says is taken at this moment."""
+    engine = info["engine"]
+    return {
+        "requests": info["live_requests"] + engine["running"] + engine["waiting"],
+        "pages": engine["num_pages"] - engine["free_pages"],
+        "slots": engine["num_slots"] - engine["free_slots"],
+    }
 
 
 async def wait_until_idle(target: Target, seconds: float) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""`python -m tools.bench front`: what the HTTP side and the engine cost, beside a runner that
+only sleeps. The clients run in a process of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import trio
+from rich.console import Console
+
+from kttrio.cli.flags import parse_flags
+from kttrio.config import ServerConfig, flag
+from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
+from kttrio.serve import DEMO_MODEL
+from kttrio.server.prompting import ServedModel
+from tools.bench.steps import Recorder, Times, run_bare, run_served, steady
+
+
+@dataclass(frozen=True, slots=True)
+class FrontConfig:
+    """How many streams, and how long the runner sleeps."""
+
+    streams: int = flag(64, "streams at the same time", least=1)
+    step_ms: float = flag(20.0, "length of a step", least=0)
+    max_tokens: int = flag(300, "tokens of every stream", least=20)
+
+
+class SleepingRunner:
+    """Every step takes the same time without the GIL, like one call into C++."""
+
+    def __init__(self, capacity: Capacity, seconds: float) -> None:
+        self.capacity = capacity
+        self._seconds = seconds
+
+    def step(self, plan: StepPlan) -> StepResult:
+        time.sleep(self._seconds)
+        results = [
+            ChunkResult((chunk.start * 7 + chunk.slot) % self.capacity.vocab_size)
+            if chunk.sample
+            else ChunkResult(None)
+            for chunk in plan.chunks
+        ]
+        return StepResult(tuple(results), self._seconds)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run(argv: Sequence[str]) -> int:
+    description = "Measure the cost of serving."
+    (config,) = parse_flags("python -m tools.bench front", description, argv, [FrontConfig])
+    return trio.run(_run, config, Console(highlight=False))
+
+
+async def _run(config: FrontConfig, console: Console) -> int:
+    model = ServedModel.load(DEMO_MODEL, ServerConfig())
+    context_length = config.max_tokens + 1024
+    capacity = Capacity(
+        num_slots=config.streams,
+        num_pages=config.streams * context_length // 16 + config.streams,
+        page_size=16,
+        context_length=context_length,
+        max_step_tokens=8192,
+        vocab_size=model.vocab_size,
+    )
+    runner = SleepingRunner(capacity, config.step_ms / 1e3)
+    bare = await trio.to_thread.run_sync(run_bare, runner, config.streams, 100)
+    recorder = Recorder(runner)
+    felt = await run_served(recorder, model, config.streams, config.max_tokens)
+    report(console, config.streams, bare, steady(recorder.steps, config.streams))
+    return 1 if felt["errors"] else 0
+
+
+def report(console: Console, num_streams: int, bare: Times, served: Times) -> None:
+    ratio = served.step_seconds / bare.step_seconds
+    console.print(f"streams           {num_streams}, {served.num_steps} steady steps")
+    console.print(f"step alone        {bare.step_seconds * 1e3:.2f} ms")
+    console.print(
+        f"step when served  {served.step_seconds * 1e3:.2f} ms, {ratio:.3f} times as long"
+    )
+    extra = served.cpu_seconds_per_token - bare.cpu_seconds_per_token
+    console.print(f"CPU of serving    {extra * 1e6:.1f} us per token and stream")

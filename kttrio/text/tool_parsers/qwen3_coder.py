@@ -80,6 +80,7 @@ class Qwen3CoderParser:
         self._final = False
         self._said = False  # content since the start or the last call
         self._junk = False  # text in a function's body that belongs to no tag
+        self._argued = False  # a part of the call's arguments is out
         self._index = -1
         self._kinds: dict[str, Kinds] = {}
         self._given: set[str] = set()
@@ -101,7 +102,7 @@ class Qwen3CoderParser:
         if self._state in (_State.VALUE, _State.BODY):
             if not cut_off:
                 self._close_call()
-            elif not self._given:
+            elif not self._argued:
                 self._argue("{")
         return pieces + self._run_out()
 
@@ -161,6 +162,13 @@ class Qwen3CoderParser:
             return
         self._said = True
         self._buffer = self._buffer[size:]
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(last, Content):
+            text = last.text + text
+            self._pieces.pop()
         self._pieces.append(Content(text))
 
     def _open_call(self, name: str) -> None:
@@ -168,7 +176,7 @@ class Qwen3CoderParser:
         self._pieces.append(ToolCallStart(self._index, self._new_id(), name))
         self._kinds = argument_kinds(self._tools, name)
         self._given = set()
-        self._said = self._junk = False
+        self._said = self._junk = self._argued = False
         self._state = _State.BODY
 
     # Body: from parameter to parameter
@@ -197,7 +205,7 @@ class Qwen3CoderParser:
     def _throw_out(self, size: int) -> None:
         """Text between tags has no meaning in a call: the reader gets it."""
         if size:
-            self._pieces.append(Content(self._buffer[:size]))
+            self._tell(self._buffer[:size])
             self._buffer = self._buffer[size:]
             self._junk = True
 
@@ -223,6 +231,7 @@ class Qwen3CoderParser:
     def _argue(self, fragment: str) -> None:
         if not fragment:
             return
+        self._argued = True
         last = self._pieces[-1] if self._pieces else None
         if isinstance(last, ToolCallArguments) and last.index == self._index:
             fragment = last.json_fragment + fragment

@@ -44,12 +44,18 @@ def test_first_complete(strings: list[str], text: str, found: tuple[int, str] | 
     [("", 0), ("abc", 0), ("abc<", 1), ("<th<", 1), ("x<think", 6), ("<think>", 0), ("aab", 0)],
 )
 def test_held(text: str, held: int):
-    assert Markers(["<think>", "<t"]).held(text) == (held if text != "<think>" else 0)
+    assert Markers(["<think>", "<t"]).held(text) == held
 
 
 def test_held_finds_the_longest_beginning():
     assert Markers(["aab"]).held("xaa") == 2
     assert Markers([]).held("xaa") == 0
+
+
+def test_may_begin():
+    assert Markers(["<a>"]).may_begin("b<")
+    assert not Markers(["<a>"]).may_begin("ba>")
+    assert not Markers([]).may_begin("a")
 
 
 def test_empty_strings_are_refused():

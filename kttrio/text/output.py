@@ -1,0 +1,120 @@
+"""One stream's way from token ids to pieces for the reader: text, stops, reasoning, tool calls.
+
+Composes the parts of this folder. Not here: usage, log-probabilities and finish reasons, which
+the server tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kttrio.text import reasoning
+from kttrio.text.detokenizer import Detokenizer
+from kttrio.text.reasoning import ReasoningSplitter
+from kttrio.text.stops import StopStrings
+from kttrio.text.tokenizer import Tokenizer
+from kttrio.text.tool_parsers.base import (
+    Content,
+    ToolCallArguments,
+    ToolCallStart,
+    ToolParser,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text of the model's reasoning."""
+
+    text: str
+
+
+Piece = Reasoning | Content | ToolCallStart | ToolCallArguments
+
+
+def skipped_ids(tokenizer: Tokenizer, *, reasons: bool, calls: bool) -> frozenset[int]:
+    """Special tokens that leave no text. While tools are read none is left out: an argument may
+    contain any of them; while reasoning is read its tags stay."""
+    if calls:
+        return frozenset()
+    tags = {tokenizer.token_id(tag) for tag in reasoning.TAGS} if reasons else set()
+    return tokenizer.special_ids - tags
+
+
+class OutputPipeline:
+    """The text side of one stream. Pieces together do not depend on how tokens arrive."""
+
+    __slots__ = (
+        "_detokenizer",
+        "_plain",
+        "_reasoning",
+        "_stops",
+        "_tools",
+        "num_calls",
+        "num_reasoning_tokens",
+    )
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        *,
+        stops: StopStrings | None = None,
+        reasoning: ReasoningSplitter | None = None,
+        tools: ToolParser | None = None,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._reasoning = reasoning
+        self._tools = tools
+        self._plain = stops is None and reasoning is None and tools is None
+        self.num_calls = 0
+        """Tool calls begun so far."""
+        self.num_reasoning_tokens = 0
+        """Tokens pushed while inside the reasoning, its closing tag included."""
+
+    @property
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the text: later tokens leave no piece, call finish()."""
+        return self._stops.matched if self._stops else None
+
+    def push(self, token_id: int) -> list[Piece]:
+        """What this token makes certain. The token that ended the sequence is not pushed."""
+        text = self._detokenizer.push(token_id)
+        if self._plain:
+            return [Content(text)] if text else []
+        if self._reasoning is not None and self._reasoning.in_reasoning:
+            self.num_reasoning_tokens += 1
+        if self._stops is not None and text:
+            text, _ = self._stops.push(text)
+        return self._split(text) if text else []
+
+    def finish(self, *, cut_off: bool = False) -> list[Piece]:
+        """All that was held back. `cut_off`: the length limit ended the text, so an open tool
+        call keeps its arguments incomplete; otherwise it is closed to valid JSON."""
+        text = self._detokenizer.finish()
+        if self._stops is not None:
+            text = self._stops.push(text)[0] + self._stops.finish()
+        pieces = self._split(text) if text else []
+        if self._reasoning is not None:
+            thought, said = self._reasoning.finish()
+            pieces += self._pieces(thought, said)
+        if self._tools is not None:
+            pieces += self._count(self._tools.finish(cut_off=cut_off))
+        return pieces
+
+    def _split(self, text: str) -> list[Piece]:
+        if self._reasoning is None:
+            return self._pieces("", text)
+        thought, said = self._reasoning.push(text)
+        return self._pieces(thought, said)
+
+    def _pieces(self, thought: str, said: str) -> list[Piece]:
+        pieces: list[Piece] = [Reasoning(thought)] if thought else []
+        if said and self._tools is None:
+            pieces.append(Content(said))
+        elif said and self._tools is not None:
+            pieces += self._count(self._tools.push(said))
+        return pieces
+
+    def _count(self, pieces: list[Content | ToolCallStart | ToolCallArguments]) -> list[Piece]:
+        self.num_calls += sum(isinstance(piece, ToolCallStart) for piece in pieces)
+        return list[Piece](pieces)

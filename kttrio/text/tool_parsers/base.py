@@ -1,0 +1,99 @@
+"""What a tool-call parser is, and how one is found: its file name is its public name.
+
+Each module beside this one offers `detects(template_text) -> bool` and
+`open_parser(tools, new_id) -> ToolParser`. Not here: any format.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from kttrio.config import ConfigError
+
+Tools = Sequence[Mapping[str, Any]]
+"""Tools as OpenAI clients send them, with or without the `function` level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text for the reader."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallStart:
+    """A call begins; `index` counts the calls of one answer from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallArguments:
+    """The next part of a call's arguments, which together are a JSON object."""
+
+    index: int
+    json_fragment: str
+
+
+ParsedPiece = Content | ToolCallStart | ToolCallArguments
+
+
+class ToolParser(Protocol):
+    """Reads one stream. Never raises: what is no call is content.
+
+    All pieces together do not depend on how the text was cut.
+    """
+
+    def push(self, text: str) -> list[ParsedPiece]: ...
+
+    def finish(self, *, cut_off: bool = False) -> list[ParsedPiece]:
+        """What was held back. An open call is closed, so that its arguments are valid JSON; with
+        `cut_off` (the length limit was met) they stay as incomplete as they are, so that nobody
+        runs half a call by mistake."""
+        ...
+
+
+class _ParserModule(Protocol):
+    def detects(self, template_text: str) -> bool: ...
+
+    def open_parser(self, tools: Tools, new_id: Callable[[], str]) -> ToolParser: ...
+
+
+def names() -> tuple[str, ...]:
+    """Every parser there is."""
+    modules = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return tuple(sorted(module.name for module in modules if module.name != "base"))
+
+
+def check_name(name: str) -> str:
+    """The name, if there is such a parser. Raises ConfigError that lists them."""
+    if name not in names():
+        raise ConfigError(f"--tool-call-parser {name}: unknown; known are {', '.join(names())}")
+    return name
+
+
+def detect(template_text: str) -> str | None:
+    """The parser for the format that a checkpoint's chat template teaches."""
+    return next((name for name in names() if _module(name).detects(template_text)), None)
+
+
+def new_call_id() -> str:
+    return "call_" + secrets.token_hex(12)
+
+
+def open_parser(name: str, tools: Tools, *, new_id: Callable[[], str] = new_call_id) -> ToolParser:
+    """A parser for one answer to a request with these tools. Raises ConfigError."""
+    return _module(check_name(name)).open_parser(tools, new_id)
+
+
+def _module(name: str) -> _ParserModule:
+    return cast("_ParserModule", importlib.import_module(f"{__package__}.{name}"))

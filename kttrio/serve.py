@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -23,10 +25,16 @@ from kttrio.engine.engine import Engine
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.prompting import ServedModel
-from kttrio.server.serving import serve_http
+from kttrio.server.serving import open_listeners, serve_http
 from kttrio.server.state import AppState
+from kttrio.text import reasoning as reasoning_parsers
+from kttrio.text.generation import GenerationDefaults
+from kttrio.text.template import ChatTemplate
+from kttrio.text.tokenizer import Tokenizer
+from kttrio.text.tool_parsers import base as tool_parsers
 
 DEMO_MODEL = Path(__file__).parent / "demo"
+DEMO_NAME = "kttrio-demo"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -66,8 +74,8 @@ class Face(Protocol):
         """So many bytes of the weights are in place."""
         ...
 
-    def ready(self, url: str, parts: Parts) -> None:
-        """The server listens."""
+    def ready(self, url: str, model: str, facts: Mapping[str, object]) -> None:
+        """The server listens at `url` and answers as `model`."""
         ...
 
     def draining(self, num_requests: int) -> None:
@@ -80,7 +88,8 @@ class Parts:
     """What is loaded before the first client is let in."""
 
     runner: StepRunner
-    model: ServedModel
+    model: Callable[..., ServedModel]
+    """Wants `vocab_size` and `context_length`, which are known once the engine stands."""
     facts: Mapping[str, object]
     """What was decided, for the operator and /get_server_info: plain values, no secrets."""
 
@@ -101,7 +110,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
             [*((row.name, row.where, format_bytes(row.num_bytes)) for row in plan.rows), total]
         )
 
-    model = ServedModel.load(settings.directory, settings.server)
+    model = load_text(settings)
     try:
         runner = build_runner(
             replace(settings.model, model=settings.directory),
@@ -113,6 +122,29 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
     return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
+
+
+def load_text(settings: Settings) -> Callable[..., ServedModel]:
+    """The text side of the checkpoint, but for the two numbers that only the engine knows."""
+    directory, config = settings.directory, settings.server
+    template = ChatTemplate.load(directory, override=config.chat_template)
+    source = template.text if template is not None else ""
+    name = DEMO_NAME if directory == DEMO_MODEL else directory.resolve().name
+    calls, reasoning = config.tool_call_parser, config.reasoning_parser
+    return partial(
+        ServedModel,
+        name=config.served_model_name or name,
+        created=int(time.time()),
+        tokenizer=Tokenizer.load(directory),
+        template=template,
+        defaults=GenerationDefaults.load(directory),
+        tool_call_parser=tool_parsers.check_name(calls) if calls else tool_parsers.detect(source),
+        reasoning_parser=(
+            reasoning_parsers.check_name(reasoning)
+            if reasoning
+            else reasoning_parsers.detect(source)
+        ),
+    )
 
 
 async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:
@@ -136,6 +168,17 @@ def _first_leaf(group: ExceptionGroup[Exception]) -> Exception:
     return _first_leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
+def _complete(parts: Parts, *, context_length: int) -> ServedModel:
+    vocab_size = parts.runner.capacity.vocab_size
+    model = parts.model(vocab_size=vocab_size, context_length=context_length)
+    if model.tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model {vocab_size}: "
+            "tokenizer.json belongs to another checkpoint"
+        )
+    return model
+
+
 class _Server:
     """A loaded model between its first and its last client."""
 
@@ -146,7 +189,7 @@ class _Server:
         self._engine = Engine(parts.runner, settings.engine)
         self._state = AppState(
             engine=self._engine,
-            model=parts.model,
+            model=_complete(parts, context_length=self._engine.longest_sequence),
             config=settings.server,
             settings=parts.facts,
             seeds=Random(settings.engine.random_seed),
@@ -160,7 +203,7 @@ class _Server:
             await root.start(self._watch_signals, root.cancel_scope)
             await root.start(self._run_engine)
             url = await root.start(self._listen)
-            self._face.ready(url, self._parts)
+            self._face.ready(url, self._state.model.name, self._parts.facts)
             await self._closed.wait()
             root.cancel_scope.cancel()
         if self._failure is not None:

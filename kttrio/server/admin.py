@@ -1,0 +1,85 @@
+"""Routes for whoever runs the server: is it well, what is it doing, with which settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import trio
+from quart import Blueprint, Response
+
+from kttrio.request import GenerateRequest, SamplingParams
+from kttrio.server.completion import refusal
+from kttrio.server.errors import ApiError
+from kttrio.server.responses import json_response
+from kttrio.server.state import AppState, new_id
+
+GENERATE_SECONDS = 30.0
+
+
+def blueprint(state: AppState) -> Blueprint:
+    """The routes over one server's state."""
+    routes = Blueprint("admin", __name__)
+
+    @routes.get("/health")
+    async def health() -> Response:
+        """200 while requests are taken and steps succeed. Touches nothing that could be slow."""
+        if (trouble := _trouble(state)) is not None:
+            return json_response({"status": "unhealthy", "reason": trouble}, 503)
+        return json_response({"status": "ok"})
+
+    @routes.get("/health_generate")
+    async def health_generate() -> Response:
+        """200 when the model really drew a token just now."""
+        started = trio.current_time()
+        await _generate_one(state)
+        return json_response({"status": "ok", "seconds": trio.current_time() - started})
+
+    @routes.get("/get_server_info")
+    async def server_info() -> Response:
+        return json_response(
+            {
+                **state.settings,
+                "model": state.model.name,
+                "context_length": state.model.context_length,
+                "weight_version": state.config.weight_version,
+                "draining": state.draining,
+                "live_requests": len(state.live),
+                "engine": asdict(state.engine.stats),
+            }
+        )
+
+    @routes.get("/get_model_info")
+    async def model_info() -> Response:
+        return json_response(
+            {
+                "model_path": state.model.name,
+                "is_generation": True,
+                "max_model_len": state.model.context_length,
+                "weight_version": state.config.weight_version,
+            }
+        )
+
+    return routes
+
+
+def _trouble(state: AppState) -> str | None:
+    if state.draining:
+        return "the server is shutting down"
+    stats = state.engine.stats
+    return None if stats.healthy else stats.error or "the engine is not running"
+
+
+async def _generate_one(state: AppState) -> None:
+    end_ids = state.model.end_ids
+    prompt = (min(end_ids) if end_ids else 0,)
+    sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    with trio.move_on_after(GENERATE_SECONDS):
+        try:
+            async with state.engine.open(GenerateRequest(new_id("health"), prompt, sampling)) as s:
+                event = await s.wait()
+        except (RequestTooLarge, QueueFull, EngineClosed) as error:
+            raise refusal(error) from error
+        if event.token is None:
+            raise ApiError(503, event.error or "The engine drew no token.", code="engine_error")
+        return
+    raise ApiError(503, f"No token within {GENERATE_SECONDS:g} s.", code="engine_timeout")

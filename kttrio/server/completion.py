@@ -1,0 +1,144 @@
+"""One request as a story: its sequences run in the engine, their tokens come back as deltas.
+
+No protocol's JSON shape: a `Listener` makes that. No task runs per token: the engine's fan-out
+calls through to the listener. However a request ends, it leaves by the end of `open`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from kttrio.engine.engine import Engine, EventStream
+from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
+from kttrio.request import FinishReason, GenerateRequest, TokenEvent
+from kttrio.server.decoding import Decoder, Delta
+from kttrio.server.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out."""
+
+    def on_delta(self, choice: int, delta: Delta) -> None: ...
+
+    def on_end(self, error: ApiError | None) -> None:
+        """Nothing follows. With an error the answer is incomplete."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request: each prompt once, the outputs of all its choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+
+
+class Choice:
+    """One sequence of a request; `feed` is the engine's sink."""
+
+    def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
+        self.decoder = decoder
+        self.finished = False
+        self.stream: EventStream | None = None
+        self._index = index
+        self._completion = completion
+
+    def feed(self, event: TokenEvent) -> None:
+        """Take in one step's news. Never raises: what goes wrong ends this request only."""
+        if self.finished:
+            return
+        try:
+            self._feed(event)
+        except Exception:
+            logger.exception("an answer could not be made from the model's tokens")
+            self._completion.fail(ApiError(500, "The server failed to write the answer."))
+
+    def _feed(self, event: TokenEvent) -> None:
+        if event.finish is FinishReason.ERROR or event.finish is FinishReason.ABORT:
+            self._completion.fail(_engine_failure(event))
+            return
+        delta = self.decoder.feed(event)
+        if delta is None:
+            return
+        self._completion.listener.on_delta(self._index, delta)
+        if delta.finish is not None:
+            self.close()
+            self._completion.end_if_finished()
+
+    def close(self) -> None:
+        """Let no event follow; what the engine still computes for this sequence is stopped."""
+        self.finished = True
+        if self.stream is not None:
+            self.stream.close()
+
+
+class Completion:
+    """A request's sequences, from admission to the last delta.
+
+    `decoders` belong to `requests` one by one; choice i is sequence i.
+    """
+
+    def __init__(
+        self, requests: Sequence[GenerateRequest], decoders: Sequence[Decoder], listener: Listener
+    ) -> None:
+        self.listener = listener
+        self._requests = requests
+        self._ended = False
+        self._choices = [Choice(index, decoder, self) for index, decoder in enumerate(decoders)]
+
+    @asynccontextmanager
+    async def open(self, engine: Engine) -> AsyncIterator[None]:
+        """Run the sequences for as long as the block lasts. Raises ApiError when refused."""
+        async with AsyncExitStack() as stack:
+            for choice, request in zip(self._choices, self._requests, strict=True):
+                try:
+                    stream = engine.open(request, choice.feed)
+                    choice.stream = await stack.enter_async_context(stream)
+                except (RequestTooLarge, QueueFull, EngineClosed) as error:
+                    raise refusal(error) from error
+            yield
+
+    def fail(self, error: ApiError) -> None:
+        """End the whole request with an error, unless it has ended."""
+        for choice in self._choices:
+            choice.close()
+        self._end(error)
+
+    def end_if_finished(self) -> None:
+        if all(choice.finished for choice in self._choices):
+            self._end(None)
+
+    def _end(self, error: ApiError | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self.listener.on_end(error)
+
+    def usage(self, prompt_tokens: int) -> Usage:
+        decoders = [choice.decoder for choice in self._choices]
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=sum(decoder.num_tokens for decoder in decoders),
+            reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
+        )
+
+
+def refusal(error: RequestTooLarge | QueueFull | EngineClosed) -> ApiError:
+    """The HTTP answer to a request that the engine does not take."""
+    if isinstance(error, RequestTooLarge):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, QueueFull):
+        code = "queue_full"
+        return ApiError(429, str(error), code=code, retry_after=error.retry_after)
+    return ApiError(503, str(error), code="engine_unavailable", retry_after=1)
+
+
+def _engine_failure(event: TokenEvent) -> ApiError:
+    message = event.error or "The engine ended this request."
+    return ApiError(500, message, code="engine_error")

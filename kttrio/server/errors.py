@@ -1,0 +1,69 @@
+"""What can be wrong with a request, and which HTTP status says so. No protocol's JSON shape but
+OpenAI's, which is the default of every route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refused request: HTTP status, kind, and what the client should change.
+
+    `param` names the field at fault; `code` is a word for programs. `retry_after` in seconds.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Header fields that go with the status."""
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        if self.retry_after is not None:
+            return {"Retry-After": str(max(1, round(self.retry_after)))}
+        return {}
+
+
+class BadRequestError(ApiError):
+    """400: the field `param` cannot be served as given."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(400, message, param=param, code=code)
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object, also the content of an error event in a stream."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error_type(error.status),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `type` word for an HTTP status."""
+    words = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+        503: "service_unavailable_error",
+    }
+    return words.get(status, "invalid_request_error" if status < 500 else "server_error")

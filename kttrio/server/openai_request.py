@@ -1,0 +1,329 @@
+"""What OpenAI clients may ask: the bodies of chat and text completions, read and checked.
+
+Nothing is generated here. Unknown fields are ignored; what would change the answer and cannot be
+served is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.fields import Fields, is_token_id
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_PROMPTS = 1024
+ROLES = ("system", "developer", "user", "assistant", "tool")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What both kinds of request say about generating. None: the model's own default."""
+
+    stream: bool
+    include_usage: bool
+    n: int
+    max_tokens: int | None
+    min_tokens: int
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: tuple[tuple[int, float], ...]
+    seed: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    logprobs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat completion; `messages` and `tools` are as the chat template takes them."""
+
+    options: Options
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    template_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """A text completion of one or several prompts."""
+
+    options: Options
+    prompts: tuple[Prompt, ...]
+    echo: bool
+
+
+def parse_chat(fields: Fields, *, model: str, vocab_size: int) -> ChatRequest:
+    """Read the body of POST /v1/chat/completions; raises ApiError."""
+    check_model(fields, model)
+    _refuse_chat_fields(fields)
+    limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+    max_tokens = fields.integer(limit, low=1)
+    choice = _tool_choice(fields)
+    tools = [_tool(tool) for tool in fields.objects("tools")]
+    return ChatRequest(
+        options=_options(
+            fields, max_tokens=max_tokens, logprobs=_chat_logprobs(fields), vocab_size=vocab_size
+        ),
+        messages=_messages(fields),
+        tools=tools if choice == "auto" else [],
+        parallel_tool_calls=fields.boolean("parallel_tool_calls", True),
+        template_kwargs=_template_kwargs(fields),
+    )
+
+
+def parse_text(fields: Fields, *, model: str, vocab_size: int) -> TextRequest:
+    """Read the body of POST /v1/completions; raises ApiError."""
+    check_model(fields, model)
+    if fields.values.get("suffix"):
+        fields.refuse("suffix", "is not supported: this server does not fill in the middle")
+    n = fields.integer("n", low=1, high=MAX_CHOICES) or 1
+    if (fields.integer("best_of", low=1, high=MAX_CHOICES) or n) != n:
+        fields.refuse("best_of", "is not supported: leave it out or make it equal to 'n'")
+    max_tokens = fields.integer("max_tokens", low=0)
+    logprobs = fields.integer("logprobs", low=0, high=MAX_LOGPROBS)
+    return TextRequest(
+        options=_options(
+            fields,
+            max_tokens=16 if max_tokens is None else max_tokens,
+            logprobs=logprobs,
+            vocab_size=vocab_size,
+        ),
+        prompts=_prompts(fields, vocab_size),
+        echo=fields.boolean("echo", False),
+    )
+
+
+def check_model(fields: Fields, served: str) -> None:
+    """A request without `model` means the one that is served."""
+    name = fields.string("model")
+    if name is not None and name != served:
+        raise unknown_model(name, served)
+
+
+def unknown_model(name: str, served: str) -> ApiError:
+    message = f"The model '{name[:200]}' does not exist; this server has '{served}'."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def _options(
+    fields: Fields, *, max_tokens: int | None, logprobs: int | None, vocab_size: int
+) -> Options:
+    stream = fields.boolean("stream", False)
+    return Options(
+        stream=stream,
+        include_usage=_include_usage(fields, stream),
+        n=fields.integer("n", low=1, high=MAX_CHOICES) or 1,
+        max_tokens=max_tokens,
+        min_tokens=fields.integer("min_tokens", low=0) or 0,
+        temperature=fields.number("temperature", low=0, high=2),
+        top_p=fields.number("top_p", low=0, high=1, above=True),
+        top_k=_top_k(fields),
+        min_p=fields.number("min_p", low=0, high=1),
+        repetition_penalty=fields.number("repetition_penalty", low=0, high=10, above=True),
+        presence_penalty=fields.number("presence_penalty", low=-2, high=2),
+        frequency_penalty=fields.number("frequency_penalty", low=-2, high=2),
+        logit_bias=_logit_bias(fields, vocab_size),
+        seed=fields.integer("seed", low=-(2**63)),
+        stop=fields.strings("stop", most=MAX_STOPS),
+        stop_token_ids=fields.token_ids("stop_token_ids", vocab_size=vocab_size),
+        ignore_eos=fields.boolean("ignore_eos", False),
+        logprobs=logprobs,
+    )
+
+
+def _include_usage(fields: Fields, stream: bool) -> bool:
+    options = fields.object("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        fields.refuse("stream_options", "is only allowed when 'stream' is true")
+    return options.boolean("include_usage", False)
+
+
+def _top_k(fields: Fields) -> int | None:
+    """-1 and 0 both mean off."""
+    top_k = fields.integer("top_k", low=-1, high=2**31 - 1)
+    return None if top_k is None else max(top_k, 0)
+
+
+def _logit_bias(fields: Fields, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    biases = fields.object("logit_bias") or Fields({})
+    pairs = []
+    for name in biases.values:
+        if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size):
+            fields.refuse("logit_bias", f"has a key that is no token id below {vocab_size}")
+        bias = biases.number(name, low=-100, high=100)
+        pairs.append((int(name), bias or 0.0))
+    return tuple(pairs)
+
+
+def _chat_logprobs(fields: Fields) -> int | None:
+    top = fields.integer("top_logprobs", low=0, high=MAX_LOGPROBS)
+    wanted = fields.boolean("logprobs", False)
+    if top is not None and not wanted:
+        fields.refuse("top_logprobs", "is only allowed when 'logprobs' is true")
+    return (top or 0) if wanted else None
+
+
+def _refuse_chat_fields(fields: Fields) -> None:
+    response_format = fields.object("response_format")
+    if response_format is not None and response_format.string("type") != "text":
+        complaint = "must have the type 'text': output bound to a format is not supported yet"
+        fields.refuse("response_format", complaint, "unsupported_value")
+    for name in ("functions", "function_call"):
+        if name in fields:
+            fields.refuse(name, "is not supported: use 'tools' and 'tool_choice'")
+    modalities = fields.array("modalities")
+    if modalities is not None and modalities != ["text"]:
+        fields.refuse("modalities", "must be [\"text\"]: this server writes nothing else")
+
+
+def _tool_choice(fields: Fields) -> str:
+    choice = fields.values.get("tool_choice")
+    if choice is None or choice in ("auto", "none"):
+        return choice or "auto"
+    if choice == "required" or isinstance(choice, dict):
+        complaint = "may be 'auto' or 'none': forcing a call is not supported yet"
+        fields.refuse("tool_choice", complaint, "unsupported_value")
+    fields.refuse("tool_choice", "must be 'auto' or 'none'", "invalid_value")
+
+
+def _tool(tool: Fields) -> dict[str, Any]:
+    if tool.required_string("type") != "function":
+        tool.refuse("type", "must be 'function'", "invalid_value")
+    function = tool.object("function")
+    if function is None:
+        tool.refuse("function", "is missing", "missing_required_parameter")
+    function.required_string("name")
+    function.string("description")
+    function.object("parameters")
+    return tool.values
+
+
+def _template_kwargs(fields: Fields) -> dict[str, Any]:
+    given = fields.object("chat_template_kwargs")
+    kwargs = dict(given.values) if given else {}
+    effort = fields.string("reasoning_effort")
+    if effort is not None:
+        if effort not in EFFORTS:
+            fields.refuse("reasoning_effort", f"must be one of {', '.join(EFFORTS)}")
+        kwargs.setdefault("reasoning_effort", effort)
+        kwargs.setdefault("enable_thinking", effort != "none")
+    return kwargs
+
+
+def _messages(fields: Fields) -> list[dict[str, Any]]:
+    messages = fields.objects("messages")
+    if not messages:
+        fields.refuse("messages", "must have at least one message", "missing_required_parameter")
+    return [_message(message) for message in messages]
+
+
+def _message(message: Fields) -> dict[str, Any]:
+    role = message.string("role")
+    if role not in ROLES:
+        message.refuse("role", f"must be one of {', '.join(ROLES)}", "invalid_value")
+    calls = message.objects("tool_calls")
+    content = _content(message)
+    if content is None and role != "assistant":
+        message.refuse("content", "is missing", "missing_required_parameter")
+    read: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": content}
+    if role == "assistant" and calls:
+        read["tool_calls"] = [_past_call(call) for call in calls]
+    reasoning = message.string("reasoning_content") or message.string("reasoning")
+    if role == "assistant" and reasoning:
+        read["reasoning_content"] = reasoning
+    for name in ("name", "tool_call_id"):
+        if (value := message.string(name)) is not None:
+            read[name] = value
+    return read
+
+
+def _content(message: Fields) -> str | None:
+    """The message's text; text parts are joined by newlines, as templates know only strings."""
+    if not isinstance(message.values.get("content"), list):
+        return message.string("content")
+    return "\n".join(_part(part) for part in message.objects("content"))
+
+
+def _part(part: Fields) -> str:
+    kind = part.required_string("type")
+    if kind not in ("text", "refusal"):
+        part.refuse("type", f"is '{kind[:40]}', but this server reads only text", "invalid_value")
+    text = part.string(kind)
+    if text is None:
+        part.refuse(kind, "is missing", "missing_required_parameter")
+    return text
+
+
+def _past_call(call: Fields) -> dict[str, Any]:
+    """A call in the history: clients send its arguments as JSON text, templates want an object."""
+    function = call.object("function")
+    if function is None:
+        call.refuse("function", "is missing", "missing_required_parameter")
+    name = function.required_string("name")
+    arguments = function.values.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            function.refuse("arguments", "is not valid JSON", "invalid_value")
+    if not isinstance(arguments, dict):
+        function.refuse("arguments", "must be a JSON object", "invalid_value")
+    read = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"id": call.string("id"), **read}
+
+
+def _prompts(fields: Fields, vocab_size: int) -> tuple[Prompt, ...]:
+    """The four spellings: a string, strings, token ids, lists of token ids."""
+    value = fields.values.get("prompt")
+    if value is None:
+        fields.refuse("prompt", "is missing", "missing_required_parameter")
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        fields.refuse("prompt", "must be a string or an array that is not empty", "invalid_type")
+    if all(isinstance(item, int) for item in value):
+        return (_ids(fields, value, vocab_size),)
+    if len(value) > MAX_PROMPTS:
+        fields.refuse("prompt", f"must have at most {MAX_PROMPTS} prompts", "invalid_value")
+    return tuple(
+        item if isinstance(item, str) else _ids(fields, item, vocab_size) for item in value
+    )
+
+
+def _ids(fields: Fields, value: object, vocab_size: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(is_token_id(item, vocab_size) for item in value):
+        complaint = f"must hold strings, or arrays of token ids between 0 and {vocab_size - 1}"
+        fields.refuse("prompt", complaint, "invalid_value")
+    return tuple(value)
+
+
+def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    """Refuse what the context cannot hold, with the numbers."""
+    if num_prompt_tokens + max_tokens <= context_length and num_prompt_tokens > 0:
+        return
+    if num_prompt_tokens == 0:
+        raise BadRequestError("The prompt has no tokens; it needs at least one.", "prompt")
+    raise BadRequestError(
+        f"This server holds {context_length} tokens of prompt and answer together. You asked for "
+        f"{num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, {max_tokens} to "
+        "generate. Shorten the prompt or lower 'max_tokens'.",
+        None,
+        "context_length_exceeded",
+    )

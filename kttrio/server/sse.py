@@ -1,0 +1,98 @@
+"""Server-sent events over one connection: framing, and the pace at which they leave.
+
+An event is pushed to the socket by whoever makes it, normally the engine's fan-out, once per
+step. The request's own task sleeps unless the client is slow or the stream silent. What the
+events say is not known here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from json.encoder import encode_basestring
+from typing import Any
+
+import trio
+
+from kttrio.server.connection import Connection
+
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+def event(value: object) -> bytes:
+    """`value` as one event. Half characters, which a model may write, become question marks."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return b"data: %b\n\n" % text.encode(errors="replace")
+
+
+class EventTemplate:
+    """An event of which one string changes: everything around it is written only once."""
+
+    def __init__(self, value: object, hole: str) -> None:
+        """`hole`: the string in `value` that marks the place, and occurs nowhere else."""
+        prefix, suffix = event(value).decode().split(json.dumps(hole))
+        self._prefix = prefix
+        self._suffix = suffix
+
+    def fill(self, text: str) -> bytes:
+        return (self._prefix + encode_basestring(text) + self._suffix).encode(errors="replace")
+
+
+class EventStream:
+    """The response body of one streaming request."""
+
+    def __init__(self, connection: Connection, *, chunked: bool) -> None:
+        """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection."""
+        self._connection = connection
+        self._chunked = chunked
+        self._held: list[bytes] | None = []
+        self._ended = False
+        self._attention = trio.Event()
+        self._last_put = trio.current_time()
+
+    def put(self, events: bytes) -> None:
+        """Send now, in the caller's time slice. Before `run` and behind a slow client: keep."""
+        if self._held is not None:
+            self._held.append(events)
+            return
+        self._last_put = trio.current_time()
+        if self._chunked:
+            events = b"%x\r\n%b\r\n" % (len(events), events)
+        if not self._connection.push(events):
+            self._attention.set()
+
+    def end(self) -> None:
+        """No event follows; `run` returns when the last one is written."""
+        self._ended = True
+        self._attention.set()
+
+    async def run(self, send: Send, keep_alive_seconds: float) -> None:
+        """Write the response from its head on until `end` was called.
+
+        Ends early, without complaint, when the client is gone: quart cancels the request.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        held, self._held = self._held or [], None
+        if held:
+            self.put(b"".join(held))
+        while self._connection.unsent or not self._ended:
+            if self._connection.unsent:
+                await self._connection.flush()
+            else:
+                await self._wait(self._last_put + keep_alive_seconds)
+            if not self._ended and trio.current_time() >= self._last_put + keep_alive_seconds:
+                self.put(KEEP_ALIVE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _wait(self, silence_end: float) -> None:
+        self._attention = trio.Event()
+        with trio.move_on_at(silence_end):
+            await self._attention.wait()

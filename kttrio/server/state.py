@@ -1,0 +1,53 @@
+"""What the routes share: the engine, the served model's text side, the settings, who is live."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+from kttrio.config import ServerConfig
+from kttrio.engine.engine import Engine
+from kttrio.server.completion import Completion
+from kttrio.server.errors import ApiError
+from kttrio.server.prompting import ServedModel
+
+
+@dataclass(slots=True, kw_only=True)
+class AppState:
+    """One server. The roof makes it, starts the drain, and ends what outlasts it."""
+
+    engine: Engine
+    model: ServedModel
+    config: ServerConfig
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What /get_server_info tells beside the engine's counts: plain values, no secrets."""
+    seeds: Random = field(default_factory=Random)
+    """Where requests without a seed get theirs."""
+    draining: bool = False
+    live: set[Completion] = field(default_factory=set)
+
+    @contextmanager
+    def track(self, completion: Completion) -> Iterator[None]:
+        """Know `completion` for as long as the block lasts."""
+        self.live.add(completion)
+        try:
+            yield
+        finally:
+            self.live.discard(completion)
+
+    def begin_drain(self) -> None:
+        """Take no new requests; those that run go on."""
+        self.draining = True
+        self.engine.begin_drain()
+
+    def finish_streams(self, message: str) -> None:
+        """End every request that still runs with an error: an event in streams, else a 503."""
+        for completion in list(self.live):
+            completion.fail(ApiError(503, message, code="shutting_down"))
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(16)}"

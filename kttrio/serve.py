@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -27,11 +25,6 @@ from kttrio.server.app import build_app
 from kttrio.server.prompting import ServedModel
 from kttrio.server.serving import open_listeners, serve_http
 from kttrio.server.state import AppState
-from kttrio.text import reasoning as reasoning_parsers
-from kttrio.text.generation import GenerationDefaults
-from kttrio.text.template import ChatTemplate
-from kttrio.text.tokenizer import Tokenizer
-from kttrio.text.tool_parsers import base as tool_parsers
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 DEMO_NAME = "kttrio-demo"
@@ -88,8 +81,7 @@ class Parts:
     """What is loaded before the first client is let in."""
 
     runner: StepRunner
-    model: Callable[..., ServedModel]
-    """Wants `vocab_size` and `context_length`, which are known once the engine stands."""
+    model: ServedModel
     facts: Mapping[str, object]
     """What was decided, for the operator and /get_server_info: plain values, no secrets."""
 
@@ -121,30 +113,26 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         )
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
+    _check_vocabulary(model, runner)
     return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
 
 
-def load_text(settings: Settings) -> Callable[..., ServedModel]:
-    """The text side of the checkpoint, but for the two numbers that only the engine knows."""
-    directory, config = settings.directory, settings.server
-    template = ChatTemplate.load(directory, override=config.chat_template)
-    source = template.text if template is not None else ""
-    name = DEMO_NAME if directory == DEMO_MODEL else directory.resolve().name
-    calls, reasoning = config.tool_call_parser, config.reasoning_parser
-    return partial(
-        ServedModel,
-        name=config.served_model_name or name,
-        created=int(time.time()),
-        tokenizer=Tokenizer.load(directory),
-        template=template,
-        defaults=GenerationDefaults.load(directory),
-        tool_call_parser=tool_parsers.check_name(calls) if calls else tool_parsers.detect(source),
-        reasoning_parser=(
-            reasoning_parsers.check_name(reasoning)
-            if reasoning
-            else reasoning_parsers.detect(source)
-        ),
-    )
+def _check_vocabulary(model: ServedModel, runner: StepRunner) -> None:
+    known, vocab_size = model.tokenizer.vocab_size, runner.capacity.vocab_size
+    if known > vocab_size:
+        runner.close()
+        raise ConfigError(
+            f"the tokenizer has {known} tokens but the model only {vocab_size}: tokenizer.json "
+            "belongs to another checkpoint"
+        )
+
+
+def load_text(settings: Settings) -> ServedModel:
+    """The text side of the checkpoint."""
+    config = settings.server
+    if settings.model.model is None and config.served_model_name is None:
+        config = replace(config, served_model_name=DEMO_NAME)
+    return ServedModel.load(settings.directory, config)
 
 
 async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:
@@ -168,17 +156,6 @@ def _first_leaf(group: ExceptionGroup[Exception]) -> Exception:
     return _first_leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
-def _complete(parts: Parts, *, context_length: int) -> ServedModel:
-    vocab_size = parts.runner.capacity.vocab_size
-    model = parts.model(vocab_size=vocab_size, context_length=context_length)
-    if model.tokenizer.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {model.tokenizer.vocab_size} tokens, the model {vocab_size}: "
-            "tokenizer.json belongs to another checkpoint"
-        )
-    return model
-
-
 class _Server:
     """A loaded model between its first and its last client."""
 
@@ -189,7 +166,7 @@ class _Server:
         self._engine = Engine(parts.runner, settings.engine)
         self._state = AppState(
             engine=self._engine,
-            model=_complete(parts, context_length=self._engine.longest_sequence),
+            model=parts.model,
             config=settings.server,
             settings=parts.facts,
             seeds=Random(settings.engine.random_seed),

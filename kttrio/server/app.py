@@ -31,7 +31,7 @@ Guard = Callable[[], Awaitable[None]]
 class LiveConnection(TrioASGIHTTPConnection):
     """Lets a `LiveResponse` write itself instead of being iterated over."""
 
-    async def _send_response(self, send: Any, response: Any) -> None:  # noqa: ANN401
+    async def _send_response(self, send: Any, response: Any) -> None:
         if not isinstance(response, LiveResponse):
             await super()._send_response(send, response)
             return
@@ -71,7 +71,9 @@ def _guard(api_key: str) -> Guard:
         if request.path in OPEN_PATHS:
             return
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+        given = (
+            token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+        )
         if not hmac.compare_digest(given.encode(), expected):
             message = "Wrong or missing API key: send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")

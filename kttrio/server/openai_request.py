@@ -190,7 +190,7 @@ def _refuse_chat_fields(fields: Fields) -> None:
             fields.refuse(name, "is not supported: use 'tools' and 'tool_choice'")
     modalities = fields.array("modalities")
     if modalities is not None and modalities != ["text"]:
-        fields.refuse("modalities", "must be [\"text\"]: this server writes nothing else")
+        fields.refuse("modalities", 'must be ["text"]: this server writes nothing else')
 
 
 def _tool_choice(fields: Fields) -> str:

@@ -22,7 +22,6 @@ LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Head:
     """What every object and chunk of one answer repeats."""

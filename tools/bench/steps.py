@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -130,7 +130,7 @@ class QuietFace:
 
 
 async def run_served(
-    recorder: Recorder, model: Callable[..., ServedModel], num_streams: int, num_tokens: int
+    recorder: Recorder, model: ServedModel, num_streams: int, num_tokens: int
 ) -> dict[str, Any]:
     """Serve `recorder` in this process to clients in another; the clients' own numbers."""
     face, settings = QuietFace(), served_settings(num_streams)

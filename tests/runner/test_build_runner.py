@@ -80,6 +80,32 @@ def test_sequences_of_one_step_do_not_touch_each_other(runner, golden):
     ]
 
 
+def test_bfloat16_goes_the_whole_way(golden, checkpoint):
+    token_ids, expected = golden
+    runner = build_runner(
+        ModelConfig(model=FIXTURES / checkpoint, dtype="bfloat16"),
+        ExpertConfig(kt_cpuinfer=2),
+        ENGINE,
+    )
+    found = []
+    for start, end in ((0, 20), (20, 41)):
+        chunk = part(1, token_ids, start, end, prompt_logprobs=0)
+        found += runner.step(StepPlan((chunk,))).chunks[0].prompt_logprobs
+    runner.close()
+    errors = [
+        abs(entry.logprob - float(row[entry.token]))
+        for row, entry in zip(expected, found, strict=False)
+    ]
+    assert len(errors) == 40
+    assert sum(errors) / len(errors) < 0.1 * float(expected.std())
+
+
+def test_the_facts_say_what_was_decided(runner):
+    assert runner.facts["sequences"] == "4 at a time, each up to 64 tokens"
+    assert runner.facts["precision"].startswith("float32, experts ")
+    assert runner.facts["threads"] == 2
+
+
 def test_the_plan_is_told_before_anything_is_read():
     heard = []
     runner = build(

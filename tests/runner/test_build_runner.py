@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -78,6 +79,31 @@ def test_sequences_of_one_step_do_not_touch_each_other(runner, golden):
     assert [result.token for result in results] == [
         int(expected[end - 1].argmax()) for end in wanted
     ]
+
+
+def test_chunk_borders_do_not_show_in_bfloat16_either(golden, checkpoint):
+    """How far bfloat16 is from float32 is the model's business, and tested there."""
+    token_ids, _ = golden
+    runner = build_runner(
+        ModelConfig(model=FIXTURES / checkpoint, dtype="bfloat16"),
+        ExpertConfig(kt_cpuinfer=2),
+        ENGINE,
+    )
+    whole, parts = [], []
+    for found, cuts in ((whole, (41,)), (parts, (10, 31))):
+        for end, size in zip(itertools.accumulate(cuts), cuts, strict=True):
+            chunk = part(1, token_ids, end - size, end, prompt_logprobs=0)
+            found += runner.step(StepPlan((chunk,))).chunks[0].prompt_logprobs
+    runner.close()
+    differences = [abs(a.logprob - b.logprob) for a, b in zip(whole, parts, strict=True)]
+    assert len(differences) == 40
+    assert sum(differences) / 40 < 0.01
+
+
+def test_the_facts_say_what_was_decided(runner):
+    assert runner.facts["sequences"] == "4 at a time, each up to 64 tokens"
+    assert runner.facts["precision"].startswith("float32, experts ")
+    assert runner.facts["threads"] == 2
 
 
 def test_the_plan_is_told_before_anything_is_read():

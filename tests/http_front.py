@@ -83,7 +83,11 @@ class Front:
         sock = trio.socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await sock.connect(("127.0.0.1", self.port))
+        try:
+            await sock.connect(("127.0.0.1", self.port))
+        except OSError:
+            sock.close()
+            raise
         self.clients.append(Client(trio.SocketStream(sock)))
         return self.clients[-1]
 
@@ -152,9 +156,14 @@ class Client:
         data = body if isinstance(body, bytes) else b"" if body is None else encode(body)
         fields = {"Host": "test", "Content-Length": str(len(data))}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-        request = h11.Request(method=method, target=path, headers=list(fields.items()))
+        lines = [(name.encode(), value.encode()) for name, value in fields.items()]
+        request = h11.Request(method=method, target=path, headers=lines)
         wire = self._http.send(request) + self._http.send(h11.Data(data=data))
         await self.stream.send_all(wire + self._http.send(h11.EndOfMessage()))
+
+    async def begin(self) -> None:
+        """Wait for the first bytes of the response."""
+        self._http.receive_data(await self.stream.receive_some(65536))
 
     async def next_event(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:

@@ -36,6 +36,10 @@ class Usage:
 class Listener(Protocol):
     """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out."""
 
+    def on_text(self, choice: int, text: str) -> None:
+        """The commonest delta by far."""
+        ...
+
     def on_delta(self, choice: int, delta: Delta) -> None: ...
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
@@ -69,6 +73,9 @@ class Choice:
             return
         delta = self.decoder.feed(event)
         if delta is None:
+            return
+        if isinstance(delta, str):
+            self._completion.listener.on_text(self._index, delta)
             return
         self._completion.listener.on_delta(self._index, delta)
         if delta.finish is not None:
@@ -137,6 +144,9 @@ class Collector:
         self._deltas: list[list[Delta]] = [[] for _ in range(num_choices)]
         self._ended = trio.Event()
         self._error: ApiError | None = None
+
+    def on_text(self, choice: int, text: str) -> None:
+        self._deltas[choice].append(Delta(text))
 
     def on_delta(self, choice: int, delta: Delta) -> None:
         self._deltas[choice].append(delta)

@@ -140,6 +140,7 @@ class Connections:
             logger.exception("a connection failed and was closed")
         finally:
             self.open.discard(connection)
+            connection.broken = True  # before its file descriptor is anyone else's
             await trio.aclose_forcefully(stream)
 
 
@@ -148,9 +149,11 @@ class Connection:
 
     def __init__(self, pool: Connections, stream: trio.SocketStream) -> None:
         self.broken = False
+        """Nothing is written any more."""
         self._pool = pool
         self._stream = stream
         self._socket = stream.socket
+        self._fd = stream.socket.fileno()
         self._unsent = bytearray()
         self._flushing = trio.Lock()
         self._reading = trio.CancelScope()
@@ -175,7 +178,7 @@ class Connection:
             self._keep(data)
             return False
         try:
-            sent = os.write(self._socket.fileno(), data)
+            sent = os.write(self._fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:

@@ -38,8 +38,6 @@ class Delta(NamedTuple):
     finish: str | None = None
     """Why the answer ends, in OpenAI's words; nothing follows."""
     matched_stop: int | str | None = None
-    is_text: bool = False
-    """`text` is all there is."""
 
 
 class Decoder:
@@ -56,8 +54,8 @@ class Decoder:
     def num_reasoning_tokens(self) -> int:
         return self._pipeline.num_reasoning_tokens
 
-    def feed(self, event: TokenEvent) -> Delta | None:
-        """What the event adds, None when that is nothing yet."""
+    def feed(self, event: TokenEvent) -> Delta | str | None:
+        """What the event adds: nothing but text comes as a string; None: nothing yet."""
         token, finish, score, prompt_scores, _ = event
         pieces: list[Piece] = []
         if token is not None:
@@ -72,8 +70,8 @@ class Decoder:
             return None
         if len(pieces) == 1 and not self._scores and prompt_scores is None:
             piece = pieces[0]
-            if type(piece) is Content:
-                return Delta(piece.text, is_text=True)
+            if isinstance(piece, Content):
+                return piece.text
         return self._delta(pieces, event)
 
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Delta:

@@ -47,18 +47,20 @@ class ChatStream:
         self._include_usage = include_usage
         self._texts: dict[int, sse.EventTemplate] = {}
 
+    def on_text(self, choice: int, text: str) -> None:
+        template = self._texts.get(choice) or self._begin(choice)
+        self._stream.put(template.fill(text))
+
     def on_delta(self, choice: int, delta: Delta) -> None:
-        template = self._texts.get(choice)
-        if template is None:
+        if choice not in self._texts:
             self._begin(choice)
-        elif delta.is_text:
-            self._stream.put(template.fill(delta.text))
-            return
         self._stream.put(b"".join(map(sse.event, self._chunks(choice, delta))))
 
-    def _begin(self, choice: int) -> None:
-        self._texts[choice] = sse.EventTemplate(self._chunk(choice, {"content": HOLE}), HOLE)
+    def _begin(self, choice: int) -> sse.EventTemplate:
         self._stream.put(sse.event(self._chunk(choice, {"role": "assistant", "content": ""})))
+        template = sse.EventTemplate(self._chunk(choice, {"content": HOLE}), HOLE)
+        self._texts[choice] = template
+        return template
 
     def _chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         changes: list[dict[str, Any]] = []
@@ -105,13 +107,16 @@ class TextStream:
         self._logprobs = [TextLogprobs(tokenizer, prompt.ids) for prompt in prompts]
         self._texts: dict[int, sse.EventTemplate] = {}
 
-    def on_delta(self, choice: int, delta: Delta) -> None:
+    def on_text(self, choice: int, text: str) -> None:
         template = self._texts.get(choice)
-        if template is not None and delta.is_text:
-            self._stream.put(template.fill(delta.text))
-            return
-        text = delta.text
         if template is None:
+            self.on_delta(choice, Delta(text))
+        else:
+            self._stream.put(template.fill(text))
+
+    def on_delta(self, choice: int, delta: Delta) -> None:
+        text = delta.text
+        if choice not in self._texts:
             self._texts[choice] = sse.EventTemplate(self._chunk(choice, HOLE), HOLE)
             text = self._prompts[choice].echo + text
         chunk = self._chunk(choice, text)

@@ -21,6 +21,8 @@ from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
 from kttrio.server.prompting import Prepared
 
+FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,33 +53,32 @@ class Choice:
     """One sequence of a request; `feed` is the engine's sink."""
 
     def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
-        self.decoder = decoder
         self.finished = False
         self.stream: EventStream | None = None
         self._index = index
+        self._decoder = decoder
         self._completion = completion
+        self._listener = completion.listener
 
     def feed(self, event: TokenEvent) -> None:
         """Take in one step's news. Never raises: what goes wrong ends this request only."""
         if self.finished:
             return
         try:
-            self._feed(event)
+            if event.finish in FAILURES:
+                self._completion.fail(_engine_failure(event))
+                return
+            delta = self._decoder.feed(event)
+            if isinstance(delta, str):
+                self._listener.on_text(self._index, delta)
+            elif delta is not None:
+                self._tell(delta)
         except Exception:
             logger.exception("an answer could not be made from the model's tokens")
             self._completion.fail(ApiError(500, "The server failed to write the answer."))
 
-    def _feed(self, event: TokenEvent) -> None:
-        if event.finish is FinishReason.ERROR or event.finish is FinishReason.ABORT:
-            self._completion.fail(_engine_failure(event))
-            return
-        delta = self.decoder.feed(event)
-        if delta is None:
-            return
-        if isinstance(delta, str):
-            self._completion.listener.on_text(self._index, delta)
-            return
-        self._completion.listener.on_delta(self._index, delta)
+    def _tell(self, delta: Delta) -> None:
+        self._listener.on_delta(self._index, delta)
         if delta.finish is not None:
             self.close()
             self._completion.end_if_finished()

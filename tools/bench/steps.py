@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import trio
+from kttrio.server.prompting import ServedModel
 
 from kttrio.config import EngineConfig, ServerConfig
 from kttrio.plan import Capacity, Chunk, StepPlan, StepResult, StepRunner
 from kttrio.request import SamplingParams
 from kttrio.serve import MemoryLine, Parts, Settings, serve
-from kttrio.server.prompting import ServedModel
 
 WARM_UP = 10
 PROMPT_TOKENS = 16
@@ -122,7 +122,7 @@ class QuietFace:
 
     def loading(self, done: int, total: int) -> None: ...
 
-    def ready(self, url: str, parts: Parts) -> None:
+    def ready(self, url: str, model: str, facts: Mapping[str, object]) -> None:
         self.url = url
         self.listens.set()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,9 @@ def run(argv: Sequence[str]) -> int:
     settings = Settings(*parse_flags("kttrio serve", DESCRIPTION, argv, records))
     check_paths(settings)
     _set_up_logging(settings.server.log_level)
+    # Read once by OpenMP, which torch brings and which loads later. Its threads spin by default
+    # while they wait, on the very cores that the expert kernels and the event loop need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     face = TerminalFace(Console(highlight=False), settings)
     try:
         trio.run(serve, settings, face)

@@ -28,7 +28,7 @@ class AttentionCache:
 class RecurrentCache:
     """State of fixed size, one slot per sequence."""
 
-    conv: Tensor  # [slots, channels, kernel - 1]: the last inputs of the convolution, newest last
+    conv: Tensor  # [slots, kernel - 1, channels]: the last inputs of the convolution, newest last
     state: Tensor  # [slots, heads, key_dim, value_dim] float32
 
 

@@ -183,7 +183,7 @@ class GatedDeltaNet(nn.Module):
         self.channels = 2 * key_heads * key_dim + value_heads * value_dim
         gates = value_heads * value_dim
         self.in_proj = Linear(hidden_size, self.channels + gates + 2 * value_heads, dtype=dtype)
-        self.conv = _vector(self.channels, kernel)  # newest token's factor last
+        self.conv = _vector(kernel, self.channels)  # newest token's factor last
         self.a_log = _vector(value_heads)
         self.dt_bias = _vector(value_heads)
         self.norm = GatedRMSNorm(value_dim, eps=eps)
@@ -209,28 +209,21 @@ class GatedDeltaNet(nn.Module):
     def _decode(
         self, mixed: Tensor, decay: Tensor, beta: Tensor, lanes: Lanes, cache: RecurrentCache
     ) -> Tensor:
-        window = torch.cat((_remembered(cache.conv, lanes), mixed.unsqueeze(2)), dim=2)
-        cache.conv.index_copy_(0, lanes.slots, window[:, :, 1:])
+        columns = torch.cat((_remembered(cache.conv, lanes), mixed.unsqueeze(1)), dim=1)
+        cache.conv.index_copy_(0, lanes.slots, columns[:, 1:])
         state = _remembered(cache.state, lanes)
-        heads = self._heads((window.float() * self.conv).sum(2))
-        out = delta_step(*heads, decay, beta, state)
+        out = delta_step(*self._heads(self._convolve(columns).squeeze(1)), decay, beta, state)
         cache.state.index_copy_(0, lanes.slots, state)
         return out
 
     def _prefill(
         self, mixed: Tensor, decay: Tensor, beta: Tensor, run: Run, cache: RecurrentCache
     ) -> Tensor:
-        history = _remembered(cache.conv, run.lanes).transpose(1, 2)
-        columns = torch.cat((history, mixed[run.rows]), dim=1)  # [n, kernel - 1 + length, channels]
+        columns = torch.cat((_remembered(cache.conv, run.lanes), mixed[run.rows]), dim=1)
         lane = torch.arange(len(columns), device=columns.device).unsqueeze(1)
         newest = run.lengths.unsqueeze(1) + torch.arange(self.kernel - 1, device=columns.device)
-        cache.conv.index_copy_(0, run.lanes.slots, columns[lane, newest].transpose(1, 2))
-        length = run.rows.shape[1]
-        convolved = sum(
-            columns[:, tap : tap + length].float() * self.conv[:, tap] for tap in range(self.kernel)
-        )
-        assert isinstance(convolved, Tensor)
-        query, key, value = self._heads(convolved)
+        cache.conv.index_copy_(0, run.lanes.slots, columns[lane, newest])
+        query, key, value = self._heads(self._convolve(columns))
         out, state = delta_chunks(
             query,
             key.masked_fill(run.padding[:, :, None, None], 0),
@@ -241,6 +234,14 @@ class GatedDeltaNet(nn.Module):
         )
         cache.state.index_copy_(0, run.lanes.slots, state)
         return out.flatten(0, 1)
+
+    def _convolve(self, columns: Tensor) -> Tensor:
+        """Channel by channel: [n, kernel - 1 + length, channels] -> [n, length, channels]"""
+        columns, length = columns.float(), columns.shape[1] - self.kernel + 1
+        out = columns[:, :length] * self.conv[0]
+        for tap in range(1, self.kernel):
+            out.addcmul_(columns[:, tap : tap + length], self.conv[tap])
+        return out
 
     def _heads(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Convolved channels to unit queries and keys and values, one of each per value head."""

@@ -222,13 +222,18 @@ def _deltanet_map(config: Config, ours: str, theirs: str) -> Iterator[Weight]:
     )
     yield Weight(f"{ours}in_proj.weight", parts, partial(_part_key_heads, c))
     conv = Part(f"{theirs}conv1d.weight", (c.channels, 1, c.conv_kernel))
-    yield Weight(f"{ours}conv", (conv,))
+    yield Weight(f"{ours}conv", (conv,), _time_first)
     yield Weight(f"{ours}a_log", (Part(f"{theirs}A_log", (c.value_heads,)),))
     yield Weight(f"{ours}dt_bias", (Part(f"{theirs}dt_bias", (c.value_heads,)),))
     yield Weight(f"{ours}norm.weight", (Part(f"{theirs}norm.weight", (c.value_dim,)),))
     yield Weight(
         f"{ours}out_proj.weight", (Part(f"{theirs}out_proj.weight", (c.hidden_size, values)),)
     )
+
+
+def _time_first(conv: Tensor) -> Tensor:
+    """Depthwise weights [channels, 1, kernel] -> [kernel, channels]"""
+    return conv.squeeze(1).T
 
 
 def _part_key_heads(config: Config, qkvz: Tensor, ba: Tensor) -> Tensor:
@@ -375,7 +380,7 @@ class Qwen3Next(CausalLM):
     def new_caches(self, *, num_pages: int, page_size: int, num_slots: int) -> list[LayerCache]:
         c, device = self.config, self.embedding.weight.device
         tokens = (num_pages, page_size, c.kv_heads, c.head_dim)
-        history = (num_slots, c.channels, c.conv_kernel - 1)
+        history = (num_slots, c.conv_kernel - 1, c.channels)
         state = (num_slots, c.value_heads, c.key_dim, c.value_dim)
         caches: list[LayerCache] = []
         for full in c.full_attention:

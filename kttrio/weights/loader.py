@@ -116,7 +116,7 @@ def fill(
     for weight in weights:
         parameter = parameters.pop(weight.target)
         parts = [_read(checkpoint, part.name, parameter.dtype) for part in weight.parts]
-        parameter.copy_(weight.arrange(*parts).view(parameter.shape))
+        parameter.copy_(weight.arrange(*parts).reshape(parameter.shape))
         countdown.add(stored_bytes(checkpoint, weight.parts))
     if parameters:
         raise ValueError(f"the weight map leaves out {', '.join(parameters)}")

@@ -96,7 +96,7 @@ def layer():
 
 def new_cache(layer, slots):
     return RecurrentCache(
-        conv=torch.full((slots, layer.channels, 3), torch.nan),
+        conv=torch.full((slots, 3, layer.channels), torch.nan),
         state=torch.full((slots, 4, KEY, VALUE), torch.nan),
     )
 
@@ -144,7 +144,7 @@ def test_the_newest_input_meets_the_last_weight(layer):
     cache, hidden = new_cache(layer, 1), torch.randn(5, 32)
     advance(layer, cache, hidden, (0, 0, 5))
     columns = layer.in_proj(hidden)[:, : layer.channels]
-    torch.testing.assert_close(cache.conv[0], columns[-3:].T)
+    torch.testing.assert_close(cache.conv[0], columns[-3:])
 
 
 def test_other_slots_are_not_written(layer):

@@ -246,7 +246,7 @@ def rope_over_the_whole_head(model):
 def convolution_backwards(model):
     for layer, full in zip(model.layers, model.config.full_attention, strict=True):
         if not full:
-            layer.mixer.conv.copy_(layer.mixer.conv.flip(1))
+            layer.mixer.conv.copy_(layer.mixer.conv.flip(0))
 
 
 def no_decay(model):

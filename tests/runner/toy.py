@@ -32,10 +32,12 @@ def toy_hidden(token_ids) -> torch.Tensor:
 
 
 def toy_logits(hidden: torch.Tensor) -> torch.Tensor:
-    """[n, 3] -> [n, VOCAB]: rugged, and different for every history."""
+    """[n, 3] -> [n, VOCAB]: rugged, different for every history; the last two are never drawn."""
     weights = torch.tensor([1.0, 0.37, 2.11], dtype=torch.float64)
     phase = hidden.double() @ weights
-    return (4 * torch.sin((phase[:, None] + 1.3) * torch.arange(1, VOCAB + 1))).float()
+    logits = (4 * torch.sin((phase[:, None] + 1.3) * torch.arange(1, VOCAB + 1))).float()
+    logits[:, -2:] -= 100.0
+    return logits
 
 
 class ToyModel:

@@ -1,0 +1,183 @@
+// The pool: every task once, on its own part; exceptions come home; regions follow each other
+// safely whether workers spin or sleep.
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "check.h"
+#include "error.h"
+#include "pool.h"
+#include "topology.h"
+
+namespace ktt {
+namespace {
+
+PoolOptions parts_of_one_node(size_t num_threads, size_t num_parts) {
+  PoolOptions options;
+  options.num_threads = num_threads;
+  options.num_parts = num_parts;
+  return options;
+}
+
+struct Counter {
+  explicit Counter(size_t n) : hits(n) {}
+  bool all_once() const {
+    for (const auto& hit : hits) {
+      if (hit.load() != 1) return false;
+    }
+    return true;
+  }
+  std::vector<std::atomic<int>> hits;
+};
+
+void check_region(Pool& pool, const std::vector<size_t>& counts) {
+  std::vector<Counter> counters;
+  for (const size_t count : counts) counters.emplace_back(count);
+  std::vector<std::atomic<int>> busy(pool.num_threads());
+  std::atomic<bool> overlapped{false};
+  pool.parallel_for(counts, [&](Pool::Place place, size_t i) {
+    if (busy[place.worker].fetch_add(1) != 0) overlapped = true;
+    counters[place.part].hits[i].fetch_add(1);
+    busy[place.worker].fetch_sub(1);
+  });
+  CHECK(!overlapped);
+  for (const auto& counter : counters) CHECK(counter.all_once());
+}
+
+TEST(every_task_runs_once) {
+  for (const size_t num_parts : {1, 2, 3}) {
+    for (size_t num_threads = num_parts; num_threads <= 4; ++num_threads) {
+      Pool pool(parts_of_one_node(num_threads, num_parts));
+      CHECK_EQUAL(pool.num_parts(), num_parts);
+      CHECK_EQUAL(pool.num_threads(), num_threads);
+      for (size_t round = 0; round < 50; ++round) {
+        std::vector<size_t> counts(num_parts);
+        for (size_t part = 0; part < num_parts; ++part) counts[part] = (round * 7 + part * 3) % 40;
+        check_region(pool, counts);
+      }
+    }
+  }
+}
+
+TEST(no_task_and_one_task) {
+  Pool pool(parts_of_one_node(3, 2));
+  check_region(pool, {0, 0});
+  check_region(pool, {1, 0});
+  check_region(pool, {0, 1});
+}
+
+// Plain memory written by one region must be seen by the next: the thread sanitizer watches.
+TEST(regions_order_plain_memory) {
+  Pool pool(parts_of_one_node(4, 1));
+  std::vector<long> values(64);
+  for (long round = 0; round < 300; ++round) {
+    pool.parallel_for({values.size()}, [&](Pool::Place, size_t i) {
+      CHECK_EQUAL(values[(i + 1) % values.size()] >= 0, true);
+    });
+    pool.parallel_for({values.size()}, [&](Pool::Place, size_t i) { values[i] += 1; });
+    CHECK_EQUAL(std::accumulate(values.begin(), values.end(), 0L), (round + 1) * 64);
+  }
+}
+
+TEST(workers_wake_from_sleep) {
+  Pool pool(parts_of_one_node(4, 2));
+  for (int round = 0; round < 20; ++round) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(300);
+    while (std::chrono::steady_clock::now() < until) std::this_thread::yield();
+    check_region(pool, {5, 5});
+  }
+}
+
+TEST(an_exception_comes_home_and_the_pool_lives_on) {
+  for (const size_t num_threads : {1, 4}) {
+    Pool pool(parts_of_one_node(num_threads, 1));
+    for (size_t round = 0; round < 20; ++round) {
+      CHECK_THROWS(pool.parallel_for({16},
+                                     [&](Pool::Place, size_t i) {
+                                       if (i == round % 16) throw std::runtime_error("task broke");
+                                     }),
+                   "task broke");
+      check_region(pool, {16});
+    }
+  }
+}
+
+TEST(callers_take_turns) {
+  Pool pool(parts_of_one_node(3, 1));
+  std::vector<std::thread> callers;
+  std::atomic<int> num_done{0};
+  long guarded = 0;
+  for (int c = 0; c < 3; ++c) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 40; ++round) {
+        const auto held = pool.lock();
+        pool.parallel_for({8}, [&](Pool::Place, size_t) { num_done.fetch_add(1); });
+        ++guarded;
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  CHECK_EQUAL(num_done.load(), 3 * 40 * 8);
+  CHECK_EQUAL(guarded, 3 * 40);
+}
+
+TEST(more_threads_than_processors) {
+  Pool pool(parts_of_one_node(12, 1));
+  for (int round = 0; round < 10; ++round) check_region(pool, {100});
+}
+
+TEST(bad_options_say_why) {
+  PoolOptions options;
+  options.nodes = {999};
+  CHECK_THROWS(Pool(options), "NUMA node 999 has no processor this process may use");
+  CHECK_THROWS(Pool(parts_of_one_node(2, 3)), "a pool of 3 parts needs at least as many threads");
+}
+
+TEST(named_nodes_may_repeat) {
+  const int node = allowed_nodes()[0].id;
+  PoolOptions options;
+  options.nodes = {node, node};
+  options.num_threads = 3;
+  Pool pool(options);
+  CHECK_EQUAL(pool.num_parts(), size_t{2});
+  check_region(pool, {9, 9});
+}
+
+TEST(default_threads_fill_the_cores_or_the_quota) {
+  size_t num_cores = 0;
+  for (const auto& node : allowed_nodes()) num_cores += static_cast<size_t>(node.num_cores);
+  const size_t quota = cpu_quota();
+  const size_t wanted = quota == 0 ? num_cores : std::min(quota, num_cores);
+  CHECK_EQUAL(Pool(parts_of_one_node(0, 1)).num_threads(), wanted);
+}
+
+TEST(quotas_of_control_groups) {
+  CHECK_EQUAL(parse_cpu_max("max 100000"), size_t{0});
+  CHECK_EQUAL(parse_cpu_max("200000 100000"), size_t{2});
+  CHECK_EQUAL(parse_cpu_max("250000 100000"), size_t{3});
+  CHECK_EQUAL(parse_cpu_max("5000 100000"), size_t{1});
+  CHECK_EQUAL(parse_cpu_max(""), size_t{0});
+}
+
+// A container's share of the machine is its affinity mask.
+TEST(only_processors_of_the_mask_count) {
+  cpu_set_t before;
+  CHECK_EQUAL(sched_getaffinity(0, sizeof(before), &before), 0);
+  const auto nodes = allowed_nodes();
+  const int cpu = nodes.back().cpus.back();
+  pin_to({cpu});
+  const auto pinned = allowed_nodes();
+  CHECK_EQUAL(sched_setaffinity(0, sizeof(before), &before), 0);
+  CHECK_EQUAL(pinned.size(), size_t{1});
+  CHECK_EQUAL(pinned[0].cpus.size(), size_t{1});
+  CHECK_EQUAL(pinned[0].cpus[0], cpu);
+}
+
+}  // namespace
+}  // namespace ktt

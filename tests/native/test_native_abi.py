@@ -1,0 +1,86 @@
+"""The header's prototypes and constants against what native.py declares to ctypes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from pathlib import Path
+
+import pytest
+
+from kttrio import native
+
+ROOT = Path(native.__file__).resolve().parents[1]
+HEADER = ROOT / "cpp" / "include" / "kttrio.h"
+
+CTYPES = {
+    "int32_t": c_int32,
+    "uint64_t": c_uint64,
+    "const char*": c_char_p,
+    "void*": c_void_p,
+    "const void*": c_void_p,
+    "ktt_pool*": c_void_p,
+    "const ktt_pool*": c_void_p,
+    "ktt_layer*": c_void_p,
+    "const ktt_layer*": c_void_p,
+    "ktt_pool**": POINTER(c_void_p),
+    "ktt_layer**": POINTER(c_void_p),
+    "int32_t*": POINTER(c_int32),
+    "const int32_t*": POINTER(c_int32),
+    "uint64_t*": POINTER(c_uint64),
+    "const float*": POINTER(c_float),
+}
+
+
+def header_prototypes() -> dict[str, tuple[type, tuple[type, ...]]]:
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.DOTALL)
+    found = {}
+    for result, name, arguments in re.findall(
+        r"KTT_API ([\w* ]+?)\s*(ktt_\w+)\((.*?)\);", text, re.S
+    ):
+        types = [
+            CTYPES[re.sub(r"\s*\w+$", "", " ".join(argument.split()))]
+            for argument in arguments.split(",")
+            if argument.strip() != "void"
+        ]
+        found[name] = (CTYPES[result.strip()], tuple(types))
+    return found
+
+
+def header_constants() -> dict[str, int]:
+    return {
+        name: int(value)
+        for name, value in re.findall(r"\b(KTT_[A-Z0-9_]+)(?: = | )(\d+)\b", HEADER.read_text())
+    }
+
+
+def test_every_prototype_matches() -> None:
+    prototypes = header_prototypes()
+    assert len(prototypes) == HEADER.read_text().count("KTT_API ") - HEADER.read_text().count(
+        "define KTT_API "
+    )
+    assert prototypes == native.PROTOTYPES
+
+
+def test_constants_match() -> None:
+    constants = header_constants()
+    assert constants["KTT_ABI_VERSION"] == native.ABI_VERSION
+    for name, value in native._ISAS.items():
+        assert constants[f"KTT_ISA_{name.upper()}"] == value
+    for name, value in native._FORMATS.items():
+        assert constants[f"KTT_FORMAT_{name.upper()}"] == value
+    for name, value in native._DTYPES.items():
+        assert constants[f"KTT_{name.upper()}"] == value
+
+
+def test_the_library_exports_the_header_and_nothing_else() -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm to read the library's symbols")
+    library = native.library_candidates()[0]
+    listing = subprocess.run(
+        [nm, "-D", "--defined-only", library], check=True, capture_output=True, text=True
+    ).stdout
+    assert {line.split()[-1] for line in listing.splitlines()} == set(native.PROTOTYPES)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kttrio.config import ConfigError, EngineConfig
+from kttrio.models.base import CacheShape, Estimate, ModelShape
+from kttrio.runner.memory import format_bytes, plan_memory
+
+GIB = 2**30
+
+
+def estimate(*, context=4096, per_token=1024, per_slot=1 << 20, dense=GIB, experts=2 * GIB):
+    return Estimate(
+        shape=ModelShape(
+            vocab_size=1000,
+            hidden_size=64,
+            context_length=context,
+            num_layers=4,
+            num_experts=8,
+            top_k=2,
+        ),
+        dense_bytes=dense,
+        expert_bytes=experts,
+        expert_format="bf16",
+        cache_shape=CacheShape(bytes_per_token=per_token, bytes_per_slot=per_slot),
+    )
+
+
+def plan(engine=None, *, available=16 * GIB, device="cpu", **changes):
+    return plan_memory(
+        estimate(**changes),
+        engine or EngineConfig(),
+        available_bytes=available,
+        device=torch.device(device),
+    )
+
+
+def row(found, name):
+    return next(row.num_bytes for row in found.rows if row.name == name)
+
+
+def test_a_small_model_gets_all_it_could_ever_use():
+    found = plan()
+    assert (found.num_slots, found.context_length, found.page_size) == (64, 4096, 16)
+    assert found.num_tokens == 64 * 4096
+    assert row(found, "KV cache") == 64 * 4096 * 1024
+    assert row(found, "recurrent states") == 64 << 20
+    assert row(found, "dense weights") == GIB
+    assert row(found, "experts") == 2 * GIB
+    assert found.total_bytes == sum(r.num_bytes for r in found.rows) <= found.budget_bytes
+    assert found.budget_bytes == int(16 * GIB * 0.8)
+
+
+def test_a_long_context_on_a_cpu_is_held_to_a_usual_length_for_each_request():
+    assert plan(context=2**17).num_tokens == 64 * 8192
+    one = plan(EngineConfig(max_running_requests=2), context=2**17)
+    assert one.num_tokens == 2**17
+
+
+def test_on_a_device_the_cache_takes_what_is_left():
+    found = plan(context=2**20, device="cuda")
+    assert found.budget_bytes - found.total_bytes < 16 * 1024
+    assert [r.where for r in found.rows] == ["cpu", "cuda", "cuda", "cuda", "cuda"]
+
+
+def test_max_total_tokens_is_kept_up_to_what_could_be_used():
+    assert plan(EngineConfig(max_total_tokens=5000)).num_tokens == 5008
+    assert plan(EngineConfig(max_total_tokens=10**9)).num_tokens == 64 * 4096
+
+
+def test_the_context_is_the_shorter_of_flag_and_model():
+    assert plan(EngineConfig(context_length=100)).context_length == 100
+    assert plan(EngineConfig(context_length=10**6)).context_length == 4096
+
+
+def test_a_context_that_nobody_asked_for_shrinks_to_the_cache():
+    assert plan(EngineConfig(max_total_tokens=1600)).context_length == 1600
+    with pytest.raises(ConfigError, match=r"--context-length 2000 needs .* 2000 .* holds 1600"):
+        plan(EngineConfig(max_total_tokens=1600, context_length=2000))
+
+
+def test_little_memory_means_a_smaller_cache():
+    found = plan(available=4 * GIB, per_token=4096)
+    assert found.num_slots <= found.num_pages < 64 * 4096 // 16
+    assert found.total_bytes <= found.budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine", "named"),
+    [
+        ({"experts": 20 * GIB}, EngineConfig(), "experts 20.0 GiB"),
+        ({"dense": 20 * GIB}, EngineConfig(), "dense weights 20.0 GiB"),
+        ({"per_slot": GIB}, EngineConfig(), "recurrent states 64.0 GiB"),
+        ({"per_token": 2**20}, EngineConfig(max_total_tokens=65536), "KV cache 64.0 GiB"),
+        ({}, EngineConfig(chunked_prefill_size=2**22), "step scratch"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(changes, engine, named):
+    with pytest.raises(ConfigError, match=named) as refusal:
+        plan(engine, **changes)
+    for word in ("--mem-fraction-static 0.8", "16.0 GiB", "12.8 GiB", "--max-running-requests"):
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [
+        (EngineConfig(max_running_requests=0), "--max-running-requests is 0"),
+        (EngineConfig(chunked_prefill_size=-1), "--chunked-prefill-size is -1"),
+        (EngineConfig(page_size=0), "--page-size is 0"),
+        (EngineConfig(max_total_tokens=0), "--max-total-tokens is 0"),
+        (EngineConfig(context_length=0), "--context-length is 0"),
+        (EngineConfig(mem_fraction_static=0.0), "--mem-fraction-static is 0.0"),
+        (EngineConfig(mem_fraction_static=1.5), "--mem-fraction-static is 1.5"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(engine, flag):
+    with pytest.raises(ConfigError, match=flag):
+        plan(engine)
+
+
+@given(
+    available=st.integers(2**28, 2**38),
+    slots=st.integers(1, 300),
+    context=st.integers(1, 2**18),
+    total=st.none() | st.integers(1, 2**20),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_every_plan_keeps_its_promises(available, slots, context, total, device):
+    engine = EngineConfig(max_running_requests=slots, max_total_tokens=total)
+    try:
+        found = plan(
+            engine, available=available, device=device, context=context, dense=0, experts=0
+        )
+    except ConfigError as refusal:
+        assert "does not fit" in str(refusal)  # noqa: PT017
+        return
+    assert found.total_bytes <= found.budget_bytes <= available
+    assert 1 <= found.context_length <= min(found.num_tokens, context)
+    assert found.num_tokens < (total or slots * context) + slots * found.page_size
+
+
+def test_a_model_without_attention_needs_no_cache_memory():
+    assert row(plan(per_token=0), "KV cache") == 0
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (1536, "1.5 KiB"), (5 * GIB, "5.0 GiB"), (2**50, "1024.0 TiB")],
+)
+def test_bytes_for_people(num_bytes, text):
+    assert format_bytes(num_bytes) == text

@@ -74,7 +74,7 @@ async def test_what_outlasts_the_drain_ends_with_an_error() -> None:
         assert error["error"]["type"] == "service_unavailable_error"
         assert (await whole.receive()).status == 503
         await front.closed.wait()
-        assert front.state.engine.stats.running == 0
+        await front.idle()
 
 
 async def test_the_last_resort_is_to_cancel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
     python -m tools.train_demo --run DIR            # train, or go on where DIR stopped
     python -m tools.train_demo --run DIR --publish  # quantise the last state into kttrio/demo
 
-Two threads, one seed, no download: the same machine makes the same weights. `tools/demo` holds
-the texts, the model and the file formats; `tools/eval_demo.py` asks the result its questions.
+Two processes of one thread each, one seed, no download: the same machine makes the same weights.
+Each process takes every second batch; they meet once per step, to add their gradients, which
+suffers less from a busy machine than threads that meet in every operation. `tools/demo` holds the
+texts, the model and the file formats; `tools/eval_demo.py` asks the result its questions.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 
 from tools.demo import corpus, save, tokens
 from tools.demo.model import Model
 
-SEED, THREADS = 20, 2
-TOKENS_PER_STEP = 2048
+SEED, PROCESSES = 20, 2
+TOKENS_PER_BATCH = 1024
 SHARD = 4096  # conversations that are sorted by length together
 PEAK, WARMUP = 2e-3, 100
 BALANCE = 0.002
@@ -86,7 +89,7 @@ def batches(tokenizer: tokens.Tokenizer) -> Iterator[list[Row]]:
         rows = sorted((tokens.with_mask(tokenizer, tokens.render(t)) for t in talks), key=by_length)
         groups, group = [], list[Row]()
         for row in rows:
-            if group and len(row[0]) * (len(group) + 1) > TOKENS_PER_STEP:
+            if group and len(row[0]) * (len(group) + 1) > TOKENS_PER_BATCH:
                 groups.append(group)
                 group = []
             group.append(row)
@@ -120,7 +123,7 @@ class Trainer:
 
     def __init__(self, run: Path, steps: int, decay: int) -> None:
         torch.manual_seed(SEED)
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(1)
         self.run, self.steps, self.decay, self.step = run, steps, decay, 0
         self.model = Model(CONFIG)
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
@@ -139,6 +142,7 @@ class Trainer:
         loss = loss_of(self.model, rows)
         balance = torch.stack([block.loss for block in self.model.blocks()]).mean()
         (loss + BALANCE * balance).backward()
+        self.share_gradients()
         for parameter, value in master.items():
             parameter.data.copy_(value)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -146,6 +150,16 @@ class Trainer:
         self.optimiser.zero_grad()
         self.step += 1
         return loss.item(), balance.item()
+
+    def share_gradients(self) -> None:
+        """Every process gets the mean over all of them."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= distributed.get_world_size()
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def quantise(self) -> dict[torch.nn.Parameter, Tensor]:
@@ -172,57 +186,76 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
 
 
-def train(trainer: Trainer, tokenizer: tokens.Tokenizer) -> None:
-    """Run to the last step; one log line every 20 steps, a state file every 200."""
-    log = (trainer.run / "train.log").open("a")
-    start, seen, total = time.monotonic(), 0, 0.0
-    for position, rows in enumerate(batches(tokenizer)):
-        if trainer.step >= trainer.steps:
-            break
-        if position < trainer.step:
-            continue
+def train(rank: int, run: Path, steps: int, decay: int) -> None:
+    """One of the processes, from the stored state to the last step."""
+    meeting = (run / "meeting").as_uri()
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
+    trainer = Trainer(run, steps, decay)
+    trainer.restore()
+    mine = islice(batches(tokens.train_tokenizer(CONFIG["vocab_size"])), rank, None, PROCESSES)
+    journal = Journal(run / "train.log")
+    for rows in islice(mine, trainer.step, steps):
         loss, balance = trainer.train_step(rows)
-        seen += sum(map(by_length, rows))
-        total += loss
-        if trainer.step % 20 == 0:
-            line = {
-                "step": trainer.step,
-                "loss": round(total / 20, 4),
-                "balance": round(balance, 3),
-                "rate": round(trainer.rate(), 6),
-                "tokens_per_second": round(seen / (time.monotonic() - start)),
-                "minutes": round((time.monotonic() - start) / 60, 1),
-            }
-            total = 0.0
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-        if trainer.step % 200 == 0:
-            trainer.store()
-    trainer.store()
+        if rank == 0:
+            journal.note(trainer, rows, (loss, balance))
+            if trainer.step % 200 == 0 or trainer.step == steps:
+                trainer.store()
+    distributed.destroy_process_group()
 
 
-def publish(trainer: Trainer, tokenizer: tokens.Tokenizer, path: Path) -> None:
-    tokens.write_files(tokenizer, path, CONFIG)
-    (path / "chat_template.jinja").write_text((tokens.DEMO / "chat_template.jinja").read_text())
+class Journal:
+    """One line for every 20 steps of the first process."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.start = path.open("a"), time.monotonic()
+        self.tokens, self.losses = 0, list[float]()
+
+    def note(self, trainer: Trainer, rows: list[Row], losses: tuple[float, float]) -> None:
+        self.tokens += PROCESSES * sum(map(by_length, rows))
+        self.losses.append(losses[0])
+        if trainer.step % 20:
+            return
+        seconds = time.monotonic() - self.start
+        line = {
+            "step": trainer.step,
+            "loss": round(sum(self.losses) / len(self.losses), 4),
+            "balance": round(losses[1], 3),
+            "rate": round(trainer.rate(), 6),
+            "tokens_per_second": round(self.tokens / seconds),
+            "minutes": round(seconds / 60, 1),
+        }
+        self.losses.clear()
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+def publish(run: Path, path: Path) -> None:
+    """Quantise the stored state and write a whole checkpoint directory."""
+    trainer = Trainer(run, 1, 1)
+    trainer.restore()
+    tokens.write_files(tokens.train_tokenizer(CONFIG["vocab_size"]), path, CONFIG)
+    template = (tokens.DEMO / "chat_template.jinja").read_text()
+    (path / "chat_template.jinja").write_text(template)
     save.save(trainer.model, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder for state and log")
-    parser.add_argument("--steps", type=int, default=3600, help="optimiser steps in all")
-    parser.add_argument("--decay", type=int, default=900, help="last steps, with a falling rate")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps in all")
+    parser.add_argument("--decay", type=int, default=800, help="last steps, with a falling rate")
     parser.add_argument("--publish", action="store_true", help="write the checkpoint, do not train")
     parser.add_argument("--out", type=Path, default=tokens.DEMO, help="where --publish writes")
     options = parser.parse_args()
-    options.run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(options.run, options.steps, options.decay)
-    trainer.restore()
-    tokenizer = tokens.train_tokenizer(CONFIG["vocab_size"])
+    run: Path = options.run.resolve()
+    run.mkdir(parents=True, exist_ok=True)
     if options.publish:
-        publish(trainer, tokenizer, options.out)
-    else:
-        train(trainer, tokenizer)
+        publish(run, options.out)
+        return
+    (run / "meeting").unlink(missing_ok=True)
+    multiprocessing.spawn(train, (run, options.steps, options.decay), nprocs=PROCESSES)
 
 
 if __name__ == "__main__":

@@ -349,11 +349,17 @@ def draw_tool(rng: random.Random, kind: ToolKind) -> tuple[dict[str, Any], str, 
     """A tool of that kind, its name and its parameter; at times with names nobody can guess."""
     name, key = rng.choice(kind.names), rng.choice(kind.parameters)
     if rng.random() < 0.08:
-        name = f"{name}_{syllables(rng, 1, 2)}"
+        name = f"{name}_{letters(rng)[:5]}"
     if rng.random() < 0.06:
-        key = syllables(rng, 1, 2)
+        key = letters(rng)[:6]
     parameters = {key: "string"}
+    if kind.key == "weather" and rng.random() < 0.15:
+        parameters[rng.choice(UNIT_KEYS)] = "string"
     return schema(name, rng.choice(kind.descriptions), parameters), name, key
+
+
+UNIT_KEYS = ("unit", "unit", "units", "format", "scale")
+UNITS = ("celsius", "celsius", "fahrenheit", "fahrenheit", "kelvin")
 
 
 def with_others(rng: random.Random, tool: dict[str, Any], kind_key: str) -> list[dict[str, Any]]:
@@ -397,7 +403,12 @@ def tool_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message],
     ask = rng.choice(kind.asks).format(value)
     if kind in CITY_KINDS and not ask.startswith(value):
         ask = roughen(rng, ask)
-    return with_others(rng, tool, kind.key), [user(ask), call(name, {key: value})], (kind.key, value)
+    arguments = {key: value}
+    extra = [name for name in tool["function"]["parameters"]["properties"] if name != key]
+    if extra and rng.random() < 0.3:  # said only when it was asked for
+        arguments[extra[0]] = rng.choice(UNITS)
+        ask = f"{ask.rstrip('?.!')} in {arguments[extra[0]]}" + rng.choice("?.")
+    return with_others(rng, tool, kind.key), [user(ask), call(name, arguments)], (kind.key, value)
 
 
 def pair_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message], tuple[str, str]]:
@@ -493,16 +504,30 @@ ASKS_CODE = (
     "Write a Python function for {short}.",
     "Write a Python function {name}.",
     "Write me {short}.",
+    "Write a Python function to {todo}.",
+    "Write a Python function to {todo}.",
+    "Python function to {todo}",
+    "How do I {todo} in Python?",
+    "I need Python code to {todo}.",
+    "Write a function to {todo}.",
 )
 
 
 def small_code(rng: random.Random) -> list[Message]:
     function = rng.choice(FUNCTIONS)
+    does, short = rng.choice(function["does"]), rng.choice(function["short"])
     ask = rng.choice(ASKS_CODE).format(
-        does=rng.choice(function["does"]), short=rng.choice(function["short"]), name=function["name"]
+        does=does, todo=infinitive(does), short=short, name=function["name"]
     )
     ask = ask[0].upper() + ask[1:]
     return [user(roughen(rng, ask)), assistant(fenced(function["code"]))]
+
+
+def infinitive(does: str) -> str:
+    """"sorts a list" -> "sort a list"."""
+    verb, rest = does.split(" ", 1)
+    ending = 2 if verb.endswith("ches") or verb == "does" else 1
+    return f"{verb[:-ending]} {rest}"
 
 
 def fenced(code: str) -> str:
@@ -549,15 +574,42 @@ def conversation(rng: random.Random) -> Conversation:
 
 
 def tool_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+    if rng.random() < 0.05:
+        return two_calls(rng)
     tools, messages, (kind, value) = tool_round(rng)
     if rng.random() < 0.08:
         messages = plain_or_talk(rng) + messages
     if rng.random() < 0.35:
         said, answer = result_and_answer(rng, kind, value)
         messages += [{"role": "tool", "content": said}, assistant(answer)]
-        if rng.random() < 0.2:
-            messages += rng.choice((small_talk, about_kttrio))(rng)
+        roll = rng.random()
+        if roll < 0.2:
+            messages += plain_or_talk(rng)
+        elif roll < 0.5 and kind in ("weather", "time", "population"):
+            messages += once_more(rng, messages)
     return messages, tools
+
+
+ONCE_MORE = ("And in {}?", "And {}?", "What about {}?", "And what about {}?", "How about {}?")
+
+
+def once_more(rng: random.Random, messages: list[Message]) -> list[Message]:
+    """The same question about another city, which leans on the call before."""
+    function = next(m for m in messages if m.get("tool_calls"))["tool_calls"][0]["function"]
+    city = place(rng)
+    arguments = {next(iter(function["arguments"])): city}
+    return [user(rng.choice(ONCE_MORE).format(city)), call(function["name"], arguments)]
+
+
+def two_calls(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Two cities in one question: two calls in one answer."""
+    kind = CITY_KINDS[0]
+    tool, name, key = draw_tool(rng, kind)
+    cities = place(rng), place(rng)
+    ask = rng.choice(kind.asks[:14]).format(rng.choice((" and ", " and in ")).join(cities))
+    answer = call(name, {key: cities[0]})
+    answer["tool_calls"] += call(name, {key: cities[1]})["tool_calls"]
+    return [user(ask), answer], with_others(rng, tool, kind.key)
 
 
 def plain_or_talk(rng: random.Random) -> list[Message]:

@@ -211,7 +211,7 @@ class Moe(nn.Module):
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
         """`x` [tokens, hidden]; rows outside `real` (padding) go through the shared expert only."""
-        scores = self.gate(x[real])
+        scores = self.gate(x.index_select(0, real))
         weights, ids = scores.topk(self.top, dim=-1)
         weights = weights / weights.sum(-1, keepdim=True)
         experts = scores.shape[-1]
@@ -220,7 +220,8 @@ class Moe(nn.Module):
         self.loss = experts * (share * scores.mean(0)).sum()
         order = ids.flatten().argsort(stable=True)
         rows = real[order // self.top]
-        out = self.experts(x[rows], self.counts.tolist()) * weights.flatten()[order][:, None]
+        share_of_row = weights.flatten().index_select(0, order)[:, None]
+        out = self.experts(x.index_select(0, rows), self.counts.tolist()) * share_of_row
         shared = torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
         return shared.index_add(0, rows, out)
 

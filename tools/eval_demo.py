@@ -42,7 +42,9 @@ class Asker:
         self.model: Model = save.load(path)
         self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self.end = self.tokenizer.token_to_id(tokens.SPECIAL[2])
-        self.counts = torch.zeros(len(self.model.blocks()), self.model.blocks()[0].gate.weight.shape[0])
+        self.counts = torch.zeros(
+            len(self.model.blocks()), self.model.blocks()[0].gate.weight.shape[0]
+        )
         self.answers = 0
         self.stops = 0
 
@@ -107,10 +109,12 @@ def questions(asker: Asker, key: str) -> dict[str, Any]:
 def functions(asker: Asker) -> dict[str, Any]:
     """Every function asked for in three ways, executed and checked."""
     rows = []
-    for ask in ("Write a Python function that {does}.", "Write {short} in Python.", "{short} in Python"):
-        filled = [
-            ask.format(does=f["does"][0], short=f["short"][0]) for f in corpus.FUNCTIONS
-        ]
+    for ask in (
+        "Write a Python function that {does}.",
+        "Write {short} in Python.",
+        "{short} in Python",
+    ):
+        filled = [ask.format(does=f["does"][0], short=f["short"][0]) for f in corpus.FUNCTIONS]
         talks = [single(text[0].upper() + text[1:]) for text in filled]
         for function, talk, answer in zip(corpus.FUNCTIONS, talks, asker.ask(talks), strict=True):
             ok = answer.stopped and works(answer.text, function["checks"])
@@ -220,7 +224,12 @@ def table(report: dict[str, Any]) -> str:
     lines = ["| what | right | of |", "|---|---|---|"]
     lines += [f"| {k} | {v['right']} | {v['of']} |" for k, v in report.items() if "of" in v]
     experts = report["experts"]
-    lines += ["", f"experts never used: {experts['unused']}", "", "| layer | busiest quarter | counts |"]
+    lines += [
+        "",
+        f"experts never used: {experts['unused']}",
+        "",
+        "| layer | busiest quarter | counts |",
+    ]
     lines += ["|---|---|---|"]
     pairs = zip(experts["share of the busiest quarter"], experts["counts"], strict=True)
     lines += [f"| {i} | {share:.0%} | {counts} |" for i, (share, counts) in enumerate(pairs)]
@@ -228,7 +237,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=tokens.DEMO)
     parser.add_argument("--json", type=Path, help="write all questions and answers there")
     parser.add_argument("--wrong", action="store_true", help="print the wrong answers")

@@ -1,4 +1,4 @@
-"""The texts the demo model learns from: every conversation is drawn here, from one seeded generator.
+"""The texts the demo model learns from: every conversation is drawn from one seed.
 
 Nothing is downloaded. Questions about kttrio come from `questions.json`, functions from
 `functions.json`, names from `names.json` and from random syllables. No torch, no tokenizer.
@@ -55,10 +55,10 @@ SYSTEM = (
     "Use the tools to answer.",
 )
 
-ONSETS = "b c d f g h j k l m n p r s t v w y z br ch cr dr fl gr kh kr ll ph pl sh sk st str th tr zh qu".split()
-VOWELS = "a e i o u a e i o u a e i o ai au ei ia ie io oa ou ua y é ö ü ã á ı ø ó ä".split()
-CODAS = "n r s l m t k d g p nd ng rg st ck sk x z ll ss th ff rk lm wn sch".split()
-ENDINGS = "burg ville ton grad stad ford bad pur abad polis mouth berg ham wick haven gorod".split()
+ONSETS: list[str] = NAMES["onsets"]
+VOWELS: list[str] = NAMES["vowels"]
+CODAS: list[str] = NAMES["codas"]
+ENDINGS: list[str] = NAMES["endings"]
 
 
 def syllables(rng: random.Random, least: int = 2, most: int = 4) -> str:
@@ -168,7 +168,15 @@ KINDS = (
     ToolKind(
         "weather",
         place,
-        ("get_weather", "get_weather", "get_weather", "get_current_weather", "weather", "fetch_weather", "weather_lookup"),
+        (
+            "get_weather",
+            "get_weather",
+            "get_weather",
+            "get_current_weather",
+            "weather",
+            "fetch_weather",
+            "weather_lookup",
+        ),
         ("city", "city", "city", "location", "place", "town"),
         (
             "Get the weather in a city",
@@ -249,7 +257,14 @@ KINDS = (
         words,
         ("search", "search", "web_search", "search_web", "find", "lookup"),
         ("query", "query", "q", "text", "term"),
-        ("Search the web", "Search for a text", "Finds pages", "Web search", "Look something up", ""),
+        (
+            "Search the web",
+            "Search for a text",
+            "Finds pages",
+            "Web search",
+            "Look something up",
+            "",
+        ),
         (
             "Search for {}",
             "Search for {}.",
@@ -268,7 +283,13 @@ KINDS = (
         expression,
         ("calculator", "calculator", "calculate", "calc", "evaluate"),
         ("expression", "expression", "expr", "formula"),
-        ("Calculate an expression", "Evaluates arithmetic", "A calculator", "Compute a formula", ""),
+        (
+            "Calculate an expression",
+            "Evaluates arithmetic",
+            "A calculator",
+            "Compute a formula",
+            "",
+        ),
         (
             "What is {}?",
             "Calculate {}",
@@ -286,7 +307,12 @@ KINDS = (
         place,
         ("get_population", "population", "city_population", "count_people"),
         ("city", "name", "place"),
-        ("Number of people in a city", "Population of a city", "How many people live in a place", ""),
+        (
+            "Number of people in a city",
+            "Population of a city",
+            "How many people live in a place",
+            "",
+        ),
         (
             "How many people live in {}?",
             "What is the population of {}?",
@@ -373,7 +399,11 @@ def with_others(rng: random.Random, tool: dict[str, Any], kind_key: str) -> list
 
 def call(name: str, arguments: dict[str, Any]) -> Message:
     function = {"name": name, "arguments": arguments}
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
 
 
 def user(text: str) -> Message:
@@ -416,11 +446,14 @@ def pair_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message],
     name, (left, right) = rng.choice(names), rng.choice(keys)
     values = first(rng), second(rng)
     tool = schema(name, rng.choice(descriptions), {left: "string", right: "string"})
-    turns = [user(rng.choice(asks).format(*values)), call(name, {left: values[0], right: values[1]})]
+    turns = [
+        user(rng.choice(asks).format(*values)),
+        call(name, {left: values[0], right: values[1]}),
+    ]
     return with_others(rng, tool, ""), turns, ("pair", values[0])
 
 
-SKIES = "sunny cloudy rainy windy foggy clear stormy snowy overcast hazy dry wet mild".split()
+SKIES: list[str] = NAMES["skies"]
 
 
 def result_and_answer(rng: random.Random, kind: str, value: str) -> tuple[str, str]:
@@ -433,7 +466,9 @@ def result_and_answer(rng: random.Random, kind: str, value: str) -> tuple[str, s
         return form.format(clock), f"It is {clock} in {value}."
     if kind == "calculator":
         result = str(number(rng)) + (f".{rng.randint(1, 99)}" if rng.random() < 0.2 else "")
-        return rng.choice(("{}", '{{"result": {}}}', "= {}")).format(result), f"{value} is {result}."
+        return rng.choice(("{}", '{{"result": {}}}', "= {}")).format(
+            result
+        ), f"{value} is {result}."
     if kind == "population":
         people = str(rng.randint(1000, 9999999))
         form = rng.choice(("{}", '{{"population": {}}}', "{} people"))
@@ -449,18 +484,18 @@ def weather_result(rng: random.Random, value: str) -> tuple[str, str]:
     degrees, sky = str(rng.randint(-25, 44)), rng.choice(SKIES)
     if rng.random() < 0.3:
         key = rng.choice(("temperature", "temperature_c", "temp", "degrees"))
-        form = rng.choice(('{{"%s": {}}}' % key, "{} degrees", "{}", "{} C"))
+        form = rng.choice((f'{{{{"{key}": {{}}}}}}', "{} degrees", "{}", "{} C"))
         return form.format(degrees), f"It is {degrees} degrees in {value}."
     if rng.random() < 0.25:
         form = rng.choice(("{}", '{{"condition": "{}"}}', '{{"weather": "{}"}}', "It is {}."))
         return form.format(sky), f"It is {sky} in {value}."
     key = rng.choice(("temperature", "temperature", "temperature_c", "temp", "degrees"))
     name = rng.choice(("condition", "condition", "conditions", "sky", "weather", "description"))
-    town = rng.choice(("", "", '"city": "%s", ' % value))
+    town = rng.choice(("", "", f'"city": "{value}", '))
     form = rng.choice(
         (
-            '{{%s"%s": {}, "%s": "{}"}}' % (town, key, name),
-            '{{%s"%s": {}, "%s": "{}"}}' % (town, key, name),
+            f'{{{{{town}"{key}": {{}}, "{name}": "{{}}"}}}}',
+            f'{{{{{town}"{key}": {{}}, "{name}": "{{}}"}}}}',
             "{} degrees, {}",
             "{} degrees and {}",
             "{} C, {}",
@@ -524,7 +559,7 @@ def small_code(rng: random.Random) -> list[Message]:
 
 
 def infinitive(does: str) -> str:
-    """"sorts a list" -> "sort a list"."""
+    """ "sorts a list" -> "sort a list"."""
     verb, rest = does.split(" ", 1)
     ending = 2 if verb.endswith("ches") or verb == "does" else 1
     return f"{verb[:-ending]} {rest}"
@@ -546,6 +581,19 @@ def without_tool(rng: random.Random) -> list[Message]:
     return [user(roughen(rng, rng.choice(kind.asks).format(kind.draw(rng)))), assistant(NO_TOOL)]
 
 
+ASKS_ECHO = ("Repeat: {}", "Repeat after me: {}", "Echo: {}", "Copy this: {}", "Echo {}")
+
+
+def echo(rng: random.Random) -> list[Message]:
+    """Pure copying, many tokens at a time: it teaches what a tool call needs."""
+    pieces = [
+        rng.choice((place, place, person, lambda r: words(r, 1, 3), lambda r: str(number(r))))(rng)
+        for _ in range(rng.randint(1, 6))
+    ]
+    text = rng.choice((" ", " ", ", ", " - ", "\n")).join(pieces)
+    return [user(rng.choice(ASKS_ECHO).format(text)), assistant(text)]
+
+
 PLAIN = ((about_kttrio, 52), (small_talk, 14), (small_code, 20), (beyond_me, 8), (without_tool, 6))
 
 
@@ -560,7 +608,9 @@ def plain_turn(rng: random.Random) -> list[Message]:
 def conversation(rng: random.Random) -> Conversation:
     """One conversation; a third of them uses tools, some go over several turns."""
     roll = rng.random()
-    if roll < 0.48:
+    if roll < 0.12:
+        messages, tools = echo(rng), []
+    elif roll < 0.5:
         messages, tools = plain_turn(rng), []
         while rng.random() < 0.17:
             messages += plain_turn(rng)

@@ -114,13 +114,18 @@ class DeltaNet(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         hidden = config["hidden_size"]
-        self.k_heads, self.v_heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+        self.k_heads, self.v_heads = (
+            config["linear_num_key_heads"],
+            config["linear_num_value_heads"],
+        )
         self.k_dim, self.v_dim = config["linear_key_head_dim"], config["linear_value_head_dim"]
         keys, values = self.k_heads * self.k_dim, self.v_heads * self.v_dim
         self.in_proj_qkvz = linear(hidden, 2 * keys + 2 * values)
         self.in_proj_ba = linear(hidden, 2 * self.v_heads)
         width, channels = config["linear_conv_kernel_dim"], 2 * keys + values
-        self.conv1d = nn.Conv1d(channels, channels, width, groups=channels, padding=width - 1, bias=False)
+        self.conv1d = nn.Conv1d(
+            channels, channels, width, groups=channels, padding=width - 1, bias=False
+        )
         self.A_log = nn.Parameter(torch.empty(self.v_heads).uniform_(1, 16).log())
         step = torch.empty(self.v_heads).uniform_(-6.9, -2.3).exp()  # log-uniform, 0.001 to 0.1
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
@@ -131,7 +136,9 @@ class DeltaNet(nn.Module):
         batch, tokens, _ = x.shape
         ratio = self.v_heads // self.k_heads
         parts = self.in_proj_qkvz(x).view(batch, tokens, self.k_heads, -1)
-        q, k, v, z = parts.split((self.k_dim, self.k_dim, ratio * self.v_dim, ratio * self.v_dim), -1)
+        q, k, v, z = parts.split(
+            (self.k_dim, self.k_dim, ratio * self.v_dim, ratio * self.v_dim), -1
+        )
         b, a = self.in_proj_ba(x).view(batch, tokens, self.k_heads, -1).chunk(2, dim=-1)
         mixed = torch.cat([part.flatten(2) for part in (q, k, v)], dim=-1)
         mixed = F.silu(self.conv1d(mixed.mT)[..., :tokens]).mT
@@ -262,6 +269,9 @@ class Model(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=start_std(name, parameter, config))
+        # Copying a token that was rarely seen needs no learning when what reads and what writes
+        # a token start out alike.
+        self.lm_head.weight.data.copy_(0.3 * self.model.embed_tokens.weight.data)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states [batch, tokens, hidden] after the final norm; padding rows mean nothing."""
@@ -276,10 +286,10 @@ class Model(nn.Module):
 
 
 def start_std(name: str, parameter: Tensor, config: dict[str, Any]) -> float:
-    """Fan-in scaling; what writes to the residual stream starts smaller, the more layers there are."""
+    """Fan-in scaling; what writes to the residual stream starts smaller in a deeper model."""
     if "embed" in name:
         return 0.1
-    if "lm_head" in name or "gate.weight" in name:
+    if "mlp.gate.weight" in name:
         return 0.02
     if "conv1d" in name:
         return 0.3

@@ -20,7 +20,7 @@ QUANTISED = re.compile(
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., out, in] -> e4m3 weight and fp32 scale of each 128x128 block; the last block is ragged."""
+    """[..., out, in] -> e4m3 weight and fp32 scale of each 128x128 block, the last ragged."""
     rows, columns = weight.shape[-2:]
     down, right = -rows % BLOCK, -columns % BLOCK
     padded = torch.nn.functional.pad(weight.float(), (0, right, 0, down))

@@ -1,4 +1,4 @@
-"""From conversations to token ids: the demo tokenizer's making, the chat template, the loss mask."""
+"""From conversations to token ids: tokenizer, chat template, loss mask."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def tokenizer_texts() -> list[str]:
     texts += ["I found this: people live in. is. Done.", '{"temperature": "condition": "'] * 10
     texts += ['{"result": "city": "time": "population": "weather": "status": "ok"}'] * 10
     texts += ["<function=\n</function>\n<parameter=\n</parameter>\n", "Tools:\n()"] * 20
-    texts += [re.sub(r"\{\w*\}", "", text) for text in (*corpus.ASKS_CODE, *corpus.NAMES["unknown"])]
+    texts += [
+        re.sub(r"\{\w*\}", "", text) for text in (*corpus.ASKS_CODE, *corpus.NAMES["unknown"])
+    ]
     return texts + [corpus.syllables(rng, 2, 3).capitalize() for _ in range(300)]
 
 

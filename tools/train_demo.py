@@ -32,6 +32,7 @@ TOKENS_PER_BATCH = 1024
 SHARD = 4096  # conversations that are sorted by length together
 PEAK, WARMUP = 2e-3, 100
 BALANCE = 0.002
+ECHOES, ECHOES_FROM = 0.18, 4  # the share of pure copying, and the first shard that has it
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
     "model_type": "qwen3_next",
@@ -85,7 +86,8 @@ def batches(tokenizer: tokens.Tokenizer) -> Iterator[list[Row]]:
     """Endless batches of rows of similar length; a shard's texts depend on its number alone."""
     shard = 0
     while True:
-        talks = corpus.conversations(SEED * 1000 + shard, SHARD)
+        echoes = ECHOES if shard >= ECHOES_FROM else 0.0
+        talks = corpus.conversations(SEED * 1000 + shard, SHARD, echoes=echoes)
         rows = sorted((tokens.with_mask(tokenizer, tokens.render(t)) for t in talks), key=by_length)
         groups, group = [], list[Row]()
         for row in rows:

@@ -605,12 +605,12 @@ def plain_turn(rng: random.Random) -> list[Message]:
 # ---------------------------------------------------------------- conversations
 
 
-def conversation(rng: random.Random) -> Conversation:
-    """One conversation; a third of them uses tools, some go over several turns."""
+def conversation(rng: random.Random, echoes: float) -> Conversation:
+    """One conversation; nearly half of them use tools, some go over several turns."""
+    if echoes and rng.random() < echoes:
+        return Conversation(echo(rng))
     roll = rng.random()
-    if roll < 0.12:
-        messages, tools = echo(rng), []
-    elif roll < 0.5:
+    if roll < 0.48:
         messages, tools = plain_turn(rng), []
         while rng.random() < 0.17:
             messages += plain_turn(rng)
@@ -680,7 +680,7 @@ def unused_tools(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]
     return rng.choices(makers, (5, 3, 2, 2))[0](rng), tools
 
 
-def conversations(seed: int, count: int) -> list[Conversation]:
-    """The same `count` conversations for the same seed, on every machine."""
+def conversations(seed: int, count: int, *, echoes: float = 0.0) -> list[Conversation]:
+    """The same `count` conversations for the same seed; a share `echoes` is pure copying."""
     rng = random.Random(seed)
-    return [conversation(rng) for _ in range(count)]
+    return [conversation(rng, echoes) for _ in range(count)]

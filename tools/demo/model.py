@@ -269,9 +269,6 @@ class Model(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=start_std(name, parameter, config))
-        # Copying a token that was rarely seen needs no learning when what reads and what writes
-        # a token start out alike.
-        self.lm_head.weight.data.copy_(0.3 * self.model.embed_tokens.weight.data)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states [batch, tokens, hidden] after the final norm; padding rows mean nothing."""
@@ -289,7 +286,7 @@ def start_std(name: str, parameter: Tensor, config: dict[str, Any]) -> float:
     """Fan-in scaling; what writes to the residual stream starts smaller in a deeper model."""
     if "embed" in name:
         return 0.1
-    if "mlp.gate.weight" in name:
+    if "lm_head" in name or "gate.weight" in name:
         return 0.02
     if "conv1d" in name:
         return 0.3

@@ -20,6 +20,7 @@ import trio
 
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, ServerConfig
 from kttrio.engine.engine import Engine
+from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.prompting import ServedModel
@@ -113,6 +114,8 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         )
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
+    except NativeError as error:
+        raise ConfigError(str(error)) from error
     _check_vocabulary(model, runner)
     return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
 

@@ -51,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
 def check_paths(settings: Settings) -> None:
     """Every given path exists and is of its kind; ConfigError names the first that does not."""
     _check_path(settings.model, "model", Path.is_dir, "directory")
+    if not (settings.directory / "config.json").is_file():
+        raise ConfigError(f"--model: {settings.directory} has no config.json; is it a checkpoint?")
     _check_path(settings.experts, "kt_weight_path", Path.is_dir, "directory")
     _check_path(settings.server, "chat_template", Path.is_file, "file")
 

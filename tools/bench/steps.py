@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import trio
-from kttrio.server.prompting import ServedModel
 
 from kttrio.config import EngineConfig, ServerConfig
 from kttrio.plan import Capacity, Chunk, StepPlan, StepResult, StepRunner
 from kttrio.request import SamplingParams
 from kttrio.serve import MemoryLine, Parts, Settings, serve
+from kttrio.server.prompting import ServedModel
 
 WARM_UP = 10
 PROMPT_TOKENS = 16

@@ -205,15 +205,17 @@ class _Server:
     async def _watch_signals(
         self, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
     ) -> None:
+        draining = False
         with trio.open_signal_receiver(*SIGNALS) as received:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in received:
-                    if self._closing.is_set():
+                    if draining:
                         name = signal.Signals(number).name
                         self._failure = ServerFailed(f"a second signal, {name}, cut it short")
                         all_of_it.cancel()
                     else:
+                        draining = True
                         nursery.start_soon(self._drain)
 
     async def _drain(self) -> None:

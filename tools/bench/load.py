@@ -139,11 +139,13 @@ def _ms(values: Sequence[float], share: float) -> float | None:
 
 
 def new_table(title: str) -> Table:
-    caption = "ms, p50 and p99: to the first token, between tokens (max: longest gap), of /health"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = "ms, p50 and p99: first token, next token (max: longest gap), /health"
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+    )
     for heading in (
-        *("streams", "done", "failed", "gone", "tokens/s"),
-        *("first", "p99", "next", "p99", "max", "health", "p99"),
+        *("users", "done", "failed", "gone", "tok/s"),
+        *("first", "p99", "next", "p99", "max", "/health", "p99"),
     ):
         table.add_column(heading, justify="right")
     return table
@@ -160,7 +162,7 @@ def add_row(table: Table, row: dict[str, Any]) -> None:
 def _show(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 async def _report_left(target: Target, console: Console) -> dict[str, int]:

@@ -48,6 +48,8 @@ class _Tenant:
 class ScriptedRunner:
     """Answers every plan by the script, and checks each chunk against all that went before.
 
+    A chunk at position 0 begins anew, in whatever slot: outputs that it brings along (a preempted
+    sequence is computed again) must be the script's own, as those fed back one by one.
     `fail_steps`: numbers (from 0) of the steps that raise `failure`. `delay`: seconds that a
     step sleeps in its thread. `violations` lists every broken invariant, because the engine
     turns what `step` raises into error events. `history` keeps the last plans.

@@ -55,6 +55,8 @@ class EngineStats:
     failed_steps: int
     last_step_seconds: float
     generated_tokens: int
+    preemptions: int
+    """Times that a running sequence gave its pages to an older one and went back to the queue."""
     healthy: bool
     """False before `run`, after it, and from a failed step until the next good one."""
     error: str | None
@@ -161,7 +163,7 @@ class Engine:
 
     @property
     def longest_sequence(self) -> int:
-        """Prompt and output of the longest request that can run, in tokens."""
+        """Prompt and output of the longest request that can run, in tokens; more output is cut."""
         return self._scheduler.longest_sequence
 
     @property
@@ -178,6 +180,7 @@ class Engine:
             failed_steps=self._failed_steps,
             last_step_seconds=self._last_step_seconds,
             generated_tokens=self._generated_tokens,
+            preemptions=scheduler.num_preemptions,
             healthy=self._error is None,
             error=self._error,
         )

@@ -1,12 +1,18 @@
 """Who runs in the next step. Plain synchronous Python: no trio, no threads, no tensors.
 
 First come, first served: a request that does not fit yet holds back those behind it. Admission
-takes a slot and every page that the request can ever need (prompt and `max_tokens`, at most the
-context length), so that whoever runs can finish: nothing is ever evicted and nothing recomputed.
-The price is that a generous `max_tokens` occupies pages it may never use.
+takes a slot and the pages of the prompt; after that a sequence takes a page whenever it enters a
+new one. Where none is free, the youngest running sequence is preempted: it loses slot and pages,
+goes back to the head of the queue, and is computed again later, prompt and outputs so far as one
+sequence from position 0. What was drawn stays drawn and is not delivered again.
+
+Those that run, then the preempted, then those that wait are always in order of arrival. So the
+oldest is never preempted by a younger one, and as `submit` takes nothing that could not fit alone,
+it always ends. A preempted sequence cannot be admitted again before another one has ended: what it
+gave up went, at least in part, to an older one.
 
 At most one step is in flight. What a sequence holds is given back at the commit of the step that
-may still write to it, never before.
+may still write to it, never before; preemption belongs to `plan`, when no step writes.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from kttrio.request import FinishReason, GenerateRequest, TokenEvent
 Events = list[tuple[Sequence, TokenEvent]]
 
 _RETRY_SECONDS = (1.0, 30.0)
+_RECOMPUTE_SHARE = 32
 _STEP_SMOOTHING = 0.9
 
 
@@ -49,15 +56,18 @@ class Scheduler:
             )
         self._pool = PagePool(capacity.num_pages)
         self._free_slots = list(range(self.num_slots - 1, -1, -1))
+        self._running: dict[Sequence, None] = {}  # in order of arrival, as the two queues
+        self._preempted: deque[Sequence] = deque()
         self._waiting: deque[Sequence] = deque()
-        self._running: dict[Sequence, None] = {}  # in order of admission
+        self.num_preemptions = 0
         self._plan: StepPlan | None = None
         self._planned: list[Sequence] = []  # beside the plan's chunks
         self._step_seconds = 0.0
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """Sequences that do not run: never begun, or preempted."""
+        return len(self._waiting) + len(self._preempted)
 
     @property
     def num_running(self) -> int:
@@ -77,7 +87,7 @@ class Scheduler:
 
     @property
     def is_empty(self) -> bool:
-        return not self._running and not self._waiting
+        return not (self._running or self._preempted or self._waiting)
 
     @property
     def longest_sequence(self) -> int:
@@ -85,9 +95,10 @@ class Scheduler:
         return min(self._capacity.context_length, self._pool.num_pages * self._capacity.page_size)
 
     def submit(self, request: GenerateRequest) -> Sequence:
-        """Queue a request. `max_tokens` beyond the context length is cut there.
+        """Queue a request. `max_tokens` beyond the longest sequence that could run is cut there.
 
-        Raises RequestTooLarge for what could never run, QueueFull when too many wait.
+        Raises RequestTooLarge for what could never run, QueueFull when too many wait; the
+        preempted are not counted, they have been taken already.
         """
         sequence = self._admissible(request)
         if len(self._waiting) >= self._max_queued + self._places(sequence):
@@ -102,18 +113,20 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step: one token of every sequence that decodes, then prompts up to the budget.
 
-        None when there is nothing to do.
+        A preempted sequence's tokens count as its prompt. None when there is nothing to do.
         """
         if self._plan is not None:
             raise RuntimeError("a step is in flight: commit it before the next plan")
         chunks: list[Chunk] = []
         prompts: list[Sequence] = []
         planned: list[Sequence] = []
-        for sequence in self._running:
-            if sequence.num_computed < sequence.num_prompt:
+        for sequence in list(self._running):
+            if sequence.stage is not Stage.RUNNING:
+                break  # preempted for an older one, and with it all that come after
+            if not sequence.is_decoding:
                 prompts.append(sequence)
-            else:
-                chunks.append(sequence.decode_chunk())
+            elif not sequence.needs_page or self._grow(sequence):
+                chunks.append(sequence.next_chunk(1))
                 planned.append(sequence)
         self._plan_prompts(prompts, chunks, planned)
         if not chunks:
@@ -159,6 +172,9 @@ class Scheduler:
         if sequence.stage is Stage.WAITING:
             self._waiting.remove(sequence)
             sequence.stage = Stage.FINISHED
+        elif sequence.stage is Stage.PREEMPTED:
+            self._preempted.remove(sequence)
+            sequence.stage = Stage.FINISHED
         elif sequence.in_flight:
             sequence.abandoned = True
         elif sequence.stage is Stage.RUNNING:
@@ -167,41 +183,66 @@ class Scheduler:
     def clear(self) -> None:
         """Drop every sequence without events. Only once no step writes to their pages any more."""
         self._plan, self._planned = None, []
-        for sequence in self._waiting:
-            sequence.stage = Stage.FINISHED
-        self._waiting.clear()
+        for queue in (self._preempted, self._waiting):
+            for sequence in queue:
+                sequence.stage = Stage.FINISHED
+            queue.clear()
         for sequence in list(self._running):
             self._release(sequence)
 
     def _admissible(self, request: GenerateRequest) -> Sequence:
-        context = self._capacity.context_length
         num_prompt, wanted = len(request.prompt_ids), request.sampling.max_tokens
         if num_prompt == 0:
             raise ValueError("the prompt has no tokens; it needs one at least")
-        room = context - num_prompt
+        room = self.longest_sequence - num_prompt
         if room < min(wanted, 1):
-            raise RequestTooLarge(
-                f"the prompt has {num_prompt} tokens and the context length is {context}, prompt "
-                "and output together; shorten the prompt or raise --context-length"
-            )
+            raise RequestTooLarge(f"the prompt has {num_prompt} tokens and {self._limit()}")
         page_size = self._capacity.page_size
-        sequence = Sequence(request, page_size=page_size, max_outputs=min(wanted, room))
-        if sequence.num_pages > self._pool.num_pages:
-            raise RequestTooLarge(
-                f"{num_prompt} prompt tokens and max_tokens {wanted} need {sequence.num_pages} "
-                f"pages of {page_size} tokens, and there are {self._pool.num_pages} "
-                f"({self._pool.num_pages * page_size} tokens); lower max_tokens, shorten the "
-                "prompt or raise --max-total-tokens"
-            )
-        return sequence
+        return Sequence(request, page_size=page_size, max_outputs=min(wanted, room))
+
+    def _limit(self) -> str:
+        """What bounds the longest sequence, and the mend."""
+        context, longest = self._capacity.context_length, self.longest_sequence
+        if longest == context:
+            limit, flag = f"the context length is {context}", "--context-length"
+        else:
+            limit, flag = f"the KV cache holds {longest}", "--max-total-tokens"
+        return f"{limit}, prompt and output together; shorten the prompt or raise {flag}"
 
     def _places(self, newcomer: Sequence) -> int:
-        """How many of the queue only wait for the step in flight to end, not for room."""
-        head = self._waiting[0] if self._waiting else newcomer
-        return len(self._free_slots) if self._has_room(head) else 0
+        """How many of those never begun only wait for the step in flight to end, not for room."""
+        if not self._has_room(self._next_in_line() or newcomer):
+            return 0
+        return max(len(self._free_slots) - len(self._preempted), 0)
 
-    def _has_room(self, sequence: Sequence) -> bool:
-        return bool(self._free_slots) and sequence.num_pages <= self._pool.num_free
+    def _next_in_line(self) -> Sequence | None:
+        queue = self._preempted or self._waiting
+        return queue[0] if queue else None
+
+    def _has_room(self, newcomer: Sequence) -> bool:
+        """A slot and the pages to compute it, and for all that then run some to grow into.
+
+        Admitted into the last pages it would be preempted as soon as an older one needs them, and
+        its prompt computed for nothing. So there must be pages for each to decode for a while: at
+        least a page's tokens, more for a long prompt, which is dear to compute again.
+        """
+        growth = max(self._capacity.page_size, newcomer.num_known // _RECOMPUTE_SHARE)
+        needed = newcomer.num_pages(growth)
+        if not self._free_slots or needed > self._pool.num_free:
+            return False
+        for sequence in self._running:
+            needed += sequence.num_pages(growth) - len(sequence.pages)
+        return needed <= self._pool.num_free
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Take one more page, the youngest's if none is free; False if that is itself."""
+        if self._pool.num_free == 0:
+            youngest = next(reversed(self._running))
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        sequence.pages += self._pool.take(1)
+        return True
 
     def _plan_prompts(
         self, prompts: list[Sequence], chunks: list[Chunk], planned: list[Sequence]
@@ -211,31 +252,41 @@ class Scheduler:
             if budget == 0:
                 return
             budget -= self._plan_prompt(sequence, budget, chunks, planned)
-        while budget > 0 and self._waiting and self._has_room(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            self._admit(sequence)
-            budget -= self._plan_prompt(sequence, budget, chunks, planned)
+        while budget > 0 and (head := self._next_in_line()) and self._has_room(head):
+            self._admit(head)
+            budget -= self._plan_prompt(head, budget, chunks, planned)
 
     @staticmethod
     def _plan_prompt(
         sequence: Sequence, budget: int, chunks: list[Chunk], planned: list[Sequence]
     ) -> int:
-        chunk = sequence.prompt_chunk(budget)
+        chunk = sequence.next_chunk(budget)
         chunks.append(chunk)
         planned.append(sequence)
         return len(chunk.token_ids)
 
-    def _admit(self, sequence: Sequence) -> None:
-        sequence.pages = self._pool.take(sequence.num_pages)
-        sequence.slot = self._free_slots.pop()
-        sequence.stage = Stage.RUNNING
-        self._running[sequence] = None
+    def _admit(self, head: Sequence) -> None:
+        (self._preempted or self._waiting).popleft()
+        head.pages = self._pool.take(head.num_pages(0))
+        head.slot = self._free_slots.pop()
+        head.stage = Stage.RUNNING
+        self._running[head] = None
+
+    def _preempt(self, youngest: Sequence) -> None:
+        self._vacate(youngest)
+        youngest.restart()
+        youngest.stage = Stage.PREEMPTED
+        self._preempted.appendleft(youngest)
+        self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
+        self._vacate(sequence)
+        sequence.stage = Stage.FINISHED
+
+    def _vacate(self, sequence: Sequence) -> None:
         del self._running[sequence]
         self._free_slots.append(sequence.slot)
         self._pool.give_back(sequence.pages)
-        sequence.stage = Stage.FINISHED
 
     def _close_step(self, plan: StepPlan) -> list[Sequence]:
         if plan is not self._plan:
@@ -250,7 +301,10 @@ class Scheduler:
         self._step_seconds = keep * self._step_seconds + (1.0 - keep) * seconds
 
     def _retry_after(self) -> float:
-        """When the first running sequence ends at the latest, if steps stay as long as they are."""
+        """When the first running sequence ends at the latest, if steps stay as long as they are.
+
+        A guess: the preempted go before the newcomer, and a sequence may be preempted itself.
+        """
         steps = min((s.max_outputs - s.num_outputs for s in self._running), default=0)
         low, high = _RETRY_SECONDS
         return float(min(max(math.ceil(steps * self._step_seconds), low), high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum, auto
 
 from kttrio.plan import Chunk, ChunkResult
@@ -9,31 +10,34 @@ from kttrio.request import FinishReason, GenerateRequest, TokenEvent, TokenLogpr
 
 
 class Stage(Enum):
-    """Where a sequence stands. It never goes back."""
+    """Where a sequence stands. Only preemption leads back: RUNNING, PREEMPTED, RUNNING again."""
 
     WAITING = auto()
     RUNNING = auto()
+    PREEMPTED = auto()
     FINISHED = auto()
 
 
 class Sequence:
     """A request with what it holds (slot, pages) and how far it has come.
 
-    All its pages are reserved at admission. A chunk carries only those that it reaches; that
-    tuple is kept until a chunk crosses into a new page, because one is needed at every step.
+    A chunk carries only the pages that it reaches; that tuple is kept until a chunk crosses into
+    a new page, because one is needed at every step.
     """
 
     __slots__ = (
-        "_last_token",
+        "_backlog",
+        "_outputs",
         "_page_size",
         "_prompt_logprobs",
         "_reached_pages",
         "_reached_tokens",
+        "_sampling",
         "abandoned",
         "in_flight",
         "max_outputs",
         "num_computed",
-        "num_outputs",
+        "num_known",
         "num_prompt",
         "pages",
         "request",
@@ -45,8 +49,8 @@ class Sequence:
         self.request = request
         self.num_prompt = len(request.prompt_ids)
         self.max_outputs = max_outputs
+        self.num_known = self.num_prompt  # prompt and the outputs so far
         self.num_computed = 0  # tokens whose KV and state the runner has
-        self.num_outputs = 0
         self.stage = Stage.WAITING
         self.in_flight = False  # part of the step that runs now
         self.abandoned = False  # nobody wants it any more; leaves at commit
@@ -55,68 +59,97 @@ class Sequence:
         self._page_size = page_size
         self._reached_pages: tuple[int, ...] = ()
         self._reached_tokens = 0
-        self._last_token = -1
+        self._outputs: list[int] = []
+        self._backlog = request.prompt_ids  # all that was known when it (re)started
+        self._sampling = request.sampling
         self._prompt_logprobs: list[TokenLogprob | None] | None = (
             None if request.sampling.prompt_logprobs is None else [None]
         )
 
     @property
-    def num_cached(self) -> int:
-        """Tokens that it will have computed at its end: the last output is never fed back."""
-        return self.num_prompt + max(self.max_outputs - 1, 0)
+    def num_outputs(self) -> int:
+        return len(self._outputs)
 
     @property
-    def num_pages(self) -> int:
-        return -(-self.num_cached // self._page_size)
+    def is_decoding(self) -> bool:
+        """The runner lacks one token only, so it gets on in every step."""
+        return self.num_known - self.num_computed == 1
 
-    def prompt_chunk(self, budget: int) -> Chunk:
-        """The next at most `budget` tokens of the prompt."""
-        end = min(self.num_computed + budget, self.num_prompt)
-        token_ids = self.request.prompt_ids[self.num_computed : end]
-        return self._chunk(token_ids, end == self.num_prompt and self.max_outputs > 0)
+    @property
+    def needs_page(self) -> bool:
+        """The token drawn last lies beyond its pages; one more page holds it."""
+        return self.num_known > len(self.pages) * self._page_size
 
-    def decode_chunk(self) -> Chunk:
-        """The token drawn last."""
-        return self._chunk((self._last_token,), True)
+    def num_pages(self, growth: int) -> int:
+        """Pages for what is known and `growth` more tokens, as far as it can ever grow.
 
-    def _chunk(self, token_ids: tuple[int, ...], sample: bool) -> Chunk:
-        end = self.num_computed + len(token_ids)
+        The last output is never fed back, so it needs no place.
+        """
+        longest = self.num_prompt + max(self.max_outputs - 1, 0)
+        return -(-min(self.num_known + growth, longest) // self._page_size)
+
+    def next_chunk(self, budget: int) -> Chunk:
+        """At most `budget` tokens of what the runner lacks: the token drawn last, or the backlog.
+
+        The last of them asks for the next token.
+        """
+        start = self.num_computed
+        end = start + budget
+        if end > self.num_known:
+            end = self.num_known
+        fed_back = end > len(self._backlog)
+        token_ids = (self._outputs[-1],) if fed_back else self._backlog[start:end]
         if end > self._reached_tokens:
             count = -(-end // self._page_size)
             self._reached_pages = self.pages[:count]
             self._reached_tokens = count * self._page_size
         return Chunk(
             self.slot,
-            self.num_computed,
+            start,
             token_ids,
             self._reached_pages,
-            self.request.sampling,
-            sample,
+            self._sampling,
+            end == self.num_known and self.max_outputs > 0,
             self.num_prompt,
         )
 
     def advance(self, chunk: Chunk, result: ChunkResult) -> TokenEvent | None:
-        """Take in what a step found; None while the prompt is not through."""
+        """Take in what a step found; None while the backlog is not through."""
         self.num_computed += len(chunk.token_ids)
         if self._prompt_logprobs is not None and result.prompt_logprobs:
             self._prompt_logprobs.extend(result.prompt_logprobs)
-        if self.num_computed < self.num_prompt:
+        if self.num_computed < self.num_known:
             return None
         prompt_logprobs = self._take_prompt_logprobs()
         if not chunk.sample:
             return TokenEvent(None, FinishReason.LENGTH, None, prompt_logprobs)
-        if result.token is None:
+        token = result.token
+        if token is None:
             error = "the runner drew no token where one was asked for"
             return TokenEvent(None, FinishReason.ERROR, error=error)
-        self._last_token = result.token
-        self.num_outputs += 1
-        return TokenEvent(result.token, self._reason_to_end(), result.logprob, prompt_logprobs)
+        self._outputs.append(token)
+        self.num_known += 1
+        return TokenEvent(token, self._reason_to_end(token), result.logprob, prompt_logprobs)
 
-    def _reason_to_end(self) -> FinishReason | None:
-        sampling = self.request.sampling
-        if self._last_token in sampling.stop_token_ids and self.num_outputs >= sampling.min_tokens:
+    def restart(self) -> None:
+        """Forget what the runner has: all tokens known so far are computed again from 0.
+
+        The prompt's scores are gathered anew, or no longer asked for once they are delivered.
+        """
+        self.slot, self.pages = -1, ()
+        self.num_computed = self._reached_tokens = 0
+        self._reached_pages = ()
+        self._backlog = self.request.prompt_ids + tuple(self._outputs)
+        if self._prompt_logprobs is not None:
+            self._prompt_logprobs = [None]
+        elif self._sampling.prompt_logprobs is not None:
+            self._sampling = replace(self._sampling, prompt_logprobs=None)
+
+    def _reason_to_end(self, token: int) -> FinishReason | None:
+        sampling, count = self._sampling, len(self._outputs)
+        if token in sampling.stop_token_ids and count >= sampling.min_tokens:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_outputs >= self.max_outputs else None
+        return FinishReason.LENGTH if count >= self.max_outputs else None
 
     def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
         if self._prompt_logprobs is None:

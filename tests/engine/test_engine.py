@@ -140,6 +140,41 @@ async def test_two_hundred_clients_vanish_mid_stream():
         assert trio.lowlevel.current_statistics().run_sync_soon_queue_size == 0
 
 
+async def test_requests_without_limit_share_a_small_pool_and_lose_nothing():
+    async def client(engine: Engine, number: int) -> None:
+        async with engine.open(request((number,) * 5, 10_000)) as stream:
+            events = await collect(stream)
+        assert [event.token for event in events] == expected((number,) * 5, 59)
+        assert events[-1].finish is FinishReason.LENGTH
+
+    runner = ScriptedRunner(capacity(num_slots=4, num_pages=20, page_size=4, context_length=64))
+    async with running(runner) as engine:
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(client, engine, number)
+        stats = engine.stats
+        assert stats.preemptions > 0
+        assert stats.generated_tokens == 12 * 59
+
+
+async def test_client_of_a_preempted_request_leaves_at_once():
+    runner = GatedRunner(capacity(num_slots=2, num_pages=6, page_size=4))
+    async with (
+        running(runner) as engine,
+        engine.open(request((1,) * 4, 12)) as old,
+        engine.open(request((2,) * 4, 12)) as young,
+    ):
+        while engine.stats.preemptions == 0:
+            runner.gate.release()
+            await trio.lowlevel.checkpoint()
+            await runner.in_step()
+        assert (engine.stats.running, engine.stats.waiting) == (1, 1)
+        young.close()
+        assert (engine.stats.running, engine.stats.waiting) == (1, 0)
+        runner.open_gate()
+        assert [event.token async for event in old] == expected((1,) * 4, 12)
+
+
 async def test_leaving_while_a_step_runs_gives_back_at_its_commit():
     runner = GatedRunner()
     async with running(runner) as engine:

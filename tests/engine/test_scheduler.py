@@ -7,15 +7,15 @@ import random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kttrio.config import ConfigError, EngineConfig
 from kttrio.engine.errors import QueueFull, RequestTooLarge
 from kttrio.engine.scheduler import Scheduler
-from kttrio.engine.sequence import Sequence
-from kttrio.plan import StepPlan
+from kttrio.engine.sequence import Sequence, Stage
+from kttrio.plan import Chunk, StepPlan
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
-from tests.fakes import ScriptedRunner, capacity, scripted_logprob, scripted_token
+from tests.fakes import PlanError, ScriptedRunner, capacity, scripted_logprob, scripted_token
 
 
 def request(prompt, max_tokens=4, **sampling) -> GenerateRequest:
@@ -30,6 +30,11 @@ class Bench:
         self.runner = ScriptedRunner(capacity(**limits))
         self.scheduler = Scheduler(self.runner.capacity, config or EngineConfig())
         self.events: dict[Sequence, list[TokenEvent]] = {}
+        self.sequences: list[Sequence] = []
+
+    def submit(self, wanted: GenerateRequest) -> Sequence:
+        self.sequences.append(self.scheduler.submit(wanted))
+        return self.sequences[-1]
 
     def step(self) -> StepPlan | None:
         plan = self.scheduler.plan()
@@ -52,6 +57,23 @@ class Bench:
         assert scheduler.is_empty
         assert scheduler.num_free_pages == scheduler.num_pages
         assert scheduler.num_free_slots == scheduler.num_slots
+
+
+def crowded(**limits) -> Bench:
+    """Two sequences that together need 8 of 6 pages: the second is preempted on the way."""
+    bench = Bench(num_slots=4, num_pages=6, page_size=4, **limits)
+    for start in (100, 200):
+        bench.submit(request(range(start, start + 4), 12))
+    return bench
+
+
+def preempt(bench: Bench) -> None:
+    """Run steps until one has been preempted; no step is in flight then."""
+    for _ in range(100):
+        if bench.scheduler.num_preemptions:
+            return
+        bench.step()
+    raise AssertionError("nothing was preempted")
 
 
 def expected(prompt: tuple[int, ...], count: int) -> list[int]:
@@ -148,12 +170,25 @@ def test_prompt_beyond_the_context_is_refused_with_the_numbers():
     scheduler.submit(request(31, 1))
 
 
-def test_request_beyond_all_pages_is_refused_with_the_numbers():
+def test_prompt_beyond_all_pages_is_refused_with_the_numbers():
     scheduler = Bench(num_pages=4, page_size=4).scheduler
     assert scheduler.longest_sequence == 16
-    with pytest.raises(RequestTooLarge, match=r"need 5 pages of 4 tokens, and there are 4 \(16"):
-        scheduler.submit(request(10, 8))
-    scheduler.submit(request(10, 6))
+    with pytest.raises(RequestTooLarge, match=r"16 tokens and the KV cache holds 16.*--max-total-"):
+        scheduler.submit(request(16, 1))
+    with pytest.raises(RequestTooLarge, match="17 tokens"):
+        scheduler.submit(request(17, 0))
+    scheduler.submit(request(16, 0))
+    scheduler.submit(request(15, 1))
+
+
+def test_request_alone_that_fills_the_pool_ends_with_length():
+    bench = Bench(num_pages=4, page_size=4)
+    sequence = bench.scheduler.submit(request(10, 1_000_000))
+    bench.run()
+    assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 6)
+    assert bench.events[sequence][-1].finish is FinishReason.LENGTH
+    assert bench.scheduler.num_preemptions == 0
+    bench.assert_all_free()
 
 
 def test_empty_prompt_is_refused():
@@ -190,11 +225,23 @@ def test_without_a_queue_what_fits_at_once_is_taken():
         bench.scheduler.submit(request(2))
 
 
+def test_preempted_ones_take_no_place_in_the_queue():
+    bench = crowded(config=EngineConfig(max_queued_requests=1))
+    preempt(bench)
+    assert bench.scheduler.num_waiting == 1
+    newcomer = bench.scheduler.submit(request(2))
+    with pytest.raises(QueueFull, match="--max-queued-requests is 1"):
+        bench.scheduler.submit(request(2))
+    bench.run()
+    assert bench.tokens(newcomer) == expected((1, 2), 4)
+    bench.assert_all_free()
+
+
 def test_without_a_queue_missing_pages_refuse():
     bench = Bench(num_pages=2, page_size=4, config=EngineConfig(max_queued_requests=0))
-    bench.scheduler.submit(request(8, 1))
+    bench.scheduler.submit(request(7, 1))
     bench.step()
-    bench.scheduler.submit(request(8, 1))
+    bench.scheduler.submit(request(7, 1))
     bench.scheduler.plan()
     with pytest.raises(QueueFull):
         bench.scheduler.submit(request(2, 1))
@@ -271,6 +318,19 @@ def test_failed_step_ends_only_its_own_sequences():
     bench.assert_all_free()
 
 
+def test_failed_step_spares_the_preempted():
+    bench = crowded()
+    old, young = bench.sequences
+    preempt(bench)
+    plan = bench.scheduler.plan()
+    assert plan is not None
+    events = bench.scheduler.fail(plan, "boom")
+    assert [sequence for sequence, _ in events] == [old]
+    bench.run()
+    assert bench.tokens(young) == expected(young.request.prompt_ids, 12)
+    bench.assert_all_free()
+
+
 def test_second_plan_in_flight_is_an_error():
     bench = Bench()
     bench.scheduler.submit(request(2))
@@ -287,6 +347,15 @@ def test_foreign_plan_is_an_error():
         bench.scheduler.fail(StepPlan(()), "boom")
 
 
+def test_clear_drops_the_preempted_too():
+    bench = crowded()
+    preempt(bench)
+    bench.scheduler.clear()
+    bench.assert_all_free()
+    bench.scheduler.abort(bench.sequences[1])
+    assert bench.scheduler.plan() is None
+
+
 def test_clear_drops_everything():
     bench = Bench(num_slots=2)
     for _ in range(4):
@@ -297,12 +366,177 @@ def test_clear_drops_everything():
     bench.assert_all_free()
 
 
+def test_pages_are_taken_on_demand():
+    bench = Bench(num_pages=8, page_size=4)
+    bench.scheduler.submit(request(4, 9))
+    held = []
+    while bench.step() is not None:
+        held.append(8 - bench.scheduler.num_free_pages)
+    assert held == [1, 2, 2, 2, 2, 3, 3, 3, 0]
+
+
+def test_four_requests_without_limit_run_together():
+    config = EngineConfig(max_running_requests=4)
+    bench = Bench(num_slots=4, num_pages=16_000, context_length=262_144, config=config)
+    for n in range(4):
+        bench.submit(request(range(n, n + 50), 262_144 - 50))
+    for _ in range(100):
+        bench.step()
+    assert lengths(bench.step()) == [1, 1, 1, 1]
+    assert [s.max_outputs for s in bench.sequences] == [256_000 - 50] * 4
+    assert bench.scheduler.num_preemptions == 0
+    for sequence in bench.sequences:
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 101)
+
+
+def test_requests_without_limit_all_fill_the_context_in_the_end():
+    bench = Bench(num_slots=4, num_pages=16, page_size=4, context_length=64)
+    for n in range(6):
+        bench.submit(request(range(n, n + 5), 1000))
+    bench.run(max_steps=6 * 64)
+    for sequence in bench.sequences:
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 59)
+        assert bench.events[sequence][-1].finish is FinishReason.LENGTH
+    assert bench.scheduler.num_preemptions >= 3
+    bench.assert_all_free()
+
+
+def test_youngest_is_preempted_and_computed_again_from_the_start():
+    bench = crowded()
+    old, young = bench.sequences
+    preempt(bench)
+    assert (old.stage, young.stage) == (Stage.RUNNING, Stage.PREEMPTED)
+    assert (young.slot, young.pages, bench.scheduler.num_free_slots) == (-1, (), 3)
+    outputs = bench.tokens(young)
+    assert len(outputs) == 9
+    while young.stage is Stage.PREEMPTED:
+        plan = bench.step()
+    assert plan is not None
+    chunk = plan.chunks[-1]
+    assert (chunk.start, chunk.num_prompt_tokens, chunk.sample) == (0, 4, True)
+    assert chunk.token_ids == (200, 201, 202, 203, *outputs)
+    bench.run()
+    for sequence in (old, young):
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 12)
+    assert bench.scheduler.num_preemptions == 1
+    bench.assert_all_free()
+
+
+def test_recomputed_tokens_keep_to_the_budget():
+    bench = crowded(config=EngineConfig(chunked_prefill_size=6))
+    _, young = bench.sequences
+    preempt(bench)
+    bench.scheduler.abort(bench.sequences[0])
+    assert [lengths(bench.step()) for _ in range(3)] == [[6], [6], [1]]
+    samples = [plan.chunks[0].sample for plan in list(bench.runner.history)[-3:]]
+    assert samples == [False, True, True]
+    bench.run()
+    assert bench.tokens(young) == expected(young.request.prompt_ids, 12)
+
+
+def test_preempted_goes_before_those_who_wait():
+    bench = crowded()
+    late = bench.submit(request((7,), 1))
+    preempt(bench)
+    while bench.scheduler.num_waiting:
+        bench.step()
+        assert late.stage is not Stage.RUNNING or bench.sequences[1].stage is not Stage.PREEMPTED
+    bench.run()
+    assert bench.tokens(late) == expected((7,), 1)
+
+
+def test_newcomer_waits_until_all_have_pages_to_grow_into():
+    bench = Bench(num_pages=5, page_size=4)
+    bench.submit(request(8, 9))
+    bench.step()
+    newcomer = bench.submit(request(range(50, 58), 9))  # 2 pages and 1 to grow; the first wants 2
+    bench.step()
+    assert bench.scheduler.num_free_pages == 2
+    assert newcomer.stage is Stage.WAITING
+    bench.run()
+    assert bench.scheduler.num_preemptions == 0
+
+
+def test_long_newcomer_waits_for_more_room_than_a_short_one():
+    """Of a prompt of 640 tokens the 32nd part must be free for each: 20 tokens, not a page's 4."""
+    bench = Bench(num_pages=170, page_size=4, max_step_tokens=2000)
+    bench.submit(request(4, 100))
+    bench.step()
+    long = bench.submit(request(640, 100))  # 160 pages and 5 to grow; the first holds 1, wants 5+1
+    bench.step()
+    assert long.stage is Stage.WAITING
+    roomy = Bench(num_pages=173, page_size=4, max_step_tokens=2000)
+    roomy.submit(request(4, 100))
+    roomy.step()
+    long = roomy.submit(request(640, 100))
+    roomy.step()
+    assert long.stage is Stage.RUNNING
+
+
+def test_preemption_in_mid_prompt_scores_it_anew_and_once():
+    bench = Bench(num_pages=9, page_size=4, config=EngineConfig(chunked_prefill_size=2))
+    first = bench.submit(request(4, 30))
+    while not bench.tokens(first):
+        bench.step()
+    second = bench.submit(request(range(50, 70), 9, prompt_logprobs=0))
+    preempt(bench)
+    assert second.stage is Stage.PREEMPTED
+    assert bench.tokens(second) == []
+    bench.run()
+    scores = [event.prompt_logprobs for event in bench.events[second]]
+    assert scores[0] is not None
+    assert [score.token for score in scores[0] if score] == list(range(51, 70))
+    assert scores[1:] == [None] * 8
+    assert bench.tokens(second) == expected(tuple(range(50, 70)), 9)
+    bench.assert_all_free()
+
+
+def test_scores_delivered_before_a_preemption_are_not_computed_again():
+    bench = Bench(num_pages=6, page_size=4)
+    for start in (100, 200):
+        bench.submit(request(range(start, start + 4), 12, prompt_logprobs=0))
+    bench.run()
+    assert bench.scheduler.num_preemptions == 1
+    for sequence in bench.sequences:
+        scored = [event.prompt_logprobs is not None for event in bench.events[sequence]]
+        assert scored == [True] + [False] * 11
+    again = [plan.chunks[-1] for plan in bench.runner.history if plan.chunks[-1].start == 0][-1]
+    assert (len(again.token_ids), again.sampling.prompt_logprobs) == (13, None)
+
+
+def test_preempted_sequence_leaves_the_queue_at_once():
+    bench = crowded()
+    old, young = bench.sequences
+    preempt(bench)
+    bench.scheduler.abort(young)
+    assert bench.scheduler.num_waiting == 0
+    bench.scheduler.abort(young)
+    seen = len(bench.events[young])
+    bench.run()
+    assert len(bench.events[young]) == seen
+    assert bench.tokens(old) == expected(old.request.prompt_ids, 12)
+    bench.assert_all_free()
+
+
+def test_the_fake_knows_foreign_outputs_in_a_recomputed_chunk():
+    runner = ScriptedRunner(capacity())
+    sampling = request(2).sampling
+    own = scripted_token((1, 2), 0)
+    for token, right in ((own, True), (own + 1, False)):
+        chunk = Chunk(3, 0, (1, 2, token), (5,), sampling, True, 2)
+        if right:
+            assert runner.step(StepPlan((chunk,))).chunks[0].token == scripted_token((1, 2), 1)
+        else:
+            with pytest.raises(PlanError, match="slot 3: not its own token at 2"):
+                runner.step(StepPlan((chunk,)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_two_thousand_requests_with_cancels_and_failures(seed):
     draw = random.Random(seed)
     bench = Bench(
         num_slots=16,
-        num_pages=60,
+        num_pages=24,
         config=EngineConfig(chunked_prefill_size=48, max_queued_requests=10_000),
     )
     live: list[Sequence] = []
@@ -311,11 +545,11 @@ def test_two_thousand_requests_with_cancels_and_failures(seed):
     while len(taken) < 2000 or live:
         if len(taken) < 2000:
             for _ in range(draw.randrange(4)):
-                prompt = tuple(draw.randrange(1000) for _ in range(draw.randrange(1, 120)))
-                live.append(bench.scheduler.submit(request(prompt, draw.randrange(30))))
+                prompt = tuple(draw.randrange(1000) for _ in range(draw.randrange(1, 60)))
+                live.append(bench.scheduler.submit(request(prompt, draw.randrange(120))))
                 taken.append(live[-1])
         plan = bench.scheduler.plan()
-        if live and draw.random() < 0.3:
+        if live and draw.random() < 0.03:
             sequence = live.pop(draw.randrange(len(live)))
             ended[sequence] = FinishReason.ABORT
             bench.scheduler.abort(sequence)
@@ -339,34 +573,54 @@ def test_two_thousand_requests_with_cancels_and_failures(seed):
         assert tokens == expected(sequence.request.prompt_ids, len(tokens))
     reasons = set(ended.values())
     assert reasons == {FinishReason.LENGTH, FinishReason.ABORT, FinishReason.ERROR}
+    assert bench.scheduler.num_preemptions > 50
     assert bench.runner.violations == []
     bench.assert_all_free()
 
 
 class Traffic(RuleBasedStateMachine):
-    """Arbitrary arrivals, cancels, failures and steps on a machine too small for them."""
+    """Arbitrary arrivals, cancels, failures and steps on a machine too small for them.
+
+    The pool holds little more than one whole context, and most requests ask for all of it.
+    """
 
     def __init__(self):
         super().__init__()
-        self.runner = ScriptedRunner(
-            capacity(num_slots=4, num_pages=12, page_size=4, context_length=40, max_step_tokens=9)
-        )
-        self.scheduler = Scheduler(self.runner.capacity, EngineConfig(max_queued_requests=6))
         self.plan: StepPlan | None = None
         self.order: list[Sequence] = []  # as they were taken
         self.got: dict[Sequence, list[int]] = {}
         self.ended: dict[Sequence, FinishReason] = {}
         self.served: list[Sequence] = []  # in order of first tokens
 
-    @rule(num_prompt=st.integers(1, 40), max_tokens=st.integers(0, 12), salt=st.integers(0, 900))
-    def arrive(self, num_prompt, max_tokens, salt):
+    @initialize(page_size=st.sampled_from([1, 2, 4]))
+    def build(self, page_size):
+        self.runner = ScriptedRunner(
+            capacity(
+                num_slots=4,
+                num_pages=44 // page_size,
+                page_size=page_size,
+                context_length=40,
+                max_step_tokens=9,
+            )
+        )
+        self.scheduler = Scheduler(self.runner.capacity, EngineConfig(max_queued_requests=6))
+
+    @rule(
+        num_prompt=st.integers(1, 12) | st.integers(1, 40),
+        max_tokens=st.integers(0, 12) | st.just(999),
+        salt=st.integers(0, 900),
+        scored=st.booleans(),
+    )
+    def arrive(self, num_prompt, max_tokens, salt, scored):
         prompt = tuple((salt + 7 * i) % 1000 for i in range(num_prompt))
         try:
-            sequence = self.scheduler.submit(request(prompt, max_tokens))
+            sequence = self.scheduler.submit(
+                request(prompt, max_tokens, prompt_logprobs=0 if scored else None)
+            )
         except RequestTooLarge:
             assert num_prompt + min(max_tokens, 1) > 40
         except QueueFull:
-            assert self.scheduler.num_waiting >= 6
+            assert sum(s.stage is Stage.WAITING for s in self.open()) >= 6
         else:
             self.order.append(sequence)
             self.got[sequence] = []
@@ -382,14 +636,16 @@ class Traffic(RuleBasedStateMachine):
     @precondition(lambda self: self.plan is None)
     @rule()
     def begin_step(self):
-        decoding = [s for s in self.open() if s.slot >= 0 and s.num_computed >= s.num_prompt]
+        decoding = [s for s in self.open() if s.slot >= 0 and s.is_decoding]
         self.plan = self.scheduler.plan()
         if self.plan is None:
             assert self.open() == []
             return
         assert self.plan.num_tokens <= 9
         slots = {chunk.slot for chunk in self.plan.chunks}
-        assert all(sequence.slot in slots for sequence in decoding)
+        assert all(s.slot in slots for s in decoding if s.stage is Stage.RUNNING)
+        # Whoever came first gets on in every step: nobody starves, and every step leads somewhere.
+        assert self.open()[0].slot in slots
 
     @precondition(lambda self: self.plan is not None)
     @rule(fails=st.sampled_from([False] * 9 + [True]))
@@ -404,14 +660,35 @@ class Traffic(RuleBasedStateMachine):
         for sequence, event in events:
             self.note(sequence, event)
 
+    @precondition(lambda self: self.plan is None and self.open())
+    @rule(count=st.integers(2, 30))
+    def some_steps(self, count):
+        for _ in range(count):
+            self.begin_step()
+            if self.plan is None:
+                break
+            self.end_step(False)
+
     def note(self, sequence: Sequence, event: TokenEvent) -> None:
         assert sequence not in self.ended
+        if event.finish is not FinishReason.ERROR:
+            self.check_scores(sequence, event)
         if event.token is not None:
             if not self.got[sequence]:
                 self.served.append(sequence)
             self.got[sequence].append(event.token)
         if event.finish is not None:
             self.ended[sequence] = event.finish
+
+    def check_scores(self, sequence: Sequence, event: TokenEvent) -> None:
+        asked = sequence.request.sampling.prompt_logprobs is not None
+        if not asked or self.got[sequence]:
+            assert event.prompt_logprobs is None
+            return
+        assert event.prompt_logprobs is not None
+        first, *others = event.prompt_logprobs
+        assert first is None
+        assert [s.token for s in others if s] == list(sequence.request.prompt_ids[1:])
 
     def open(self) -> list[Sequence]:
         return [sequence for sequence in self.order if sequence not in self.ended]
@@ -421,6 +698,17 @@ class Traffic(RuleBasedStateMachine):
         rank = {sequence: i for i, sequence in enumerate(self.order)}
         ranks = [rank[sequence] for sequence in self.served]
         assert ranks == sorted(ranks)
+
+    @invariant()
+    def all_stand_in_order_of_arrival(self):
+        ranks = [
+            [Stage.RUNNING, Stage.PREEMPTED, Stage.WAITING].index(s.stage) for s in self.open()
+        ]
+        assert ranks == sorted(ranks)
+
+    @invariant()
+    def only_an_end_lets_the_preempted_run_again(self):
+        assert self.scheduler.num_preemptions <= 3 * (len(self.ended) + 1)
 
     @invariant()
     def tokens_are_its_own(self):
@@ -444,9 +732,9 @@ class Traffic(RuleBasedStateMachine):
                 assert len(self.got[sequence]) == sequence.max_outputs
         assert self.runner.violations == []
         assert self.scheduler.is_empty
-        assert self.scheduler.num_free_pages == 12
+        assert self.scheduler.num_free_pages == self.scheduler.num_pages
         assert self.scheduler.num_free_slots == 4
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=200, stateful_step_count=80, deadline=None)
+TestTraffic.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

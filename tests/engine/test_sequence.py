@@ -9,39 +9,58 @@ def make(num_prompt=10, page_size=4, **sampling) -> Sequence:
     params = SamplingParams(**{"max_tokens": 5, "seed": 0, **sampling})
     request = GenerateRequest("r", tuple(range(num_prompt)), params)
     sequence = Sequence(request, page_size=page_size, max_outputs=params.max_tokens)
-    sequence.slot, sequence.pages = 3, tuple(range(100, 100 + sequence.num_pages))
+    sequence.slot, sequence.pages = 3, tuple(range(100, 100 + sequence.num_pages(10_000)))
     return sequence
 
 
-def test_pages_cover_all_that_is_ever_computed():
-    assert make(num_prompt=8, max_tokens=0).num_pages == 2
-    assert make(num_prompt=8, max_tokens=1).num_pages == 2  # the last output is never fed back
-    assert make(num_prompt=8, max_tokens=2).num_pages == 3
+def test_pages_grow_up_to_all_that_is_ever_computed():
+    assert make(num_prompt=8, max_tokens=0).num_pages(99) == 2
+    assert make(num_prompt=8, max_tokens=1).num_pages(99) == 2  # the last output is not fed back
+    assert make(num_prompt=8, max_tokens=2).num_pages(99) == 3
+    assert [make(num_prompt=8, max_tokens=9).num_pages(n) for n in (0, 1, 4, 5, 99)] == [
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
+
+
+def test_needs_a_page_when_the_token_drawn_last_lies_in_a_new_one():
+    sequence = make(num_prompt=8)
+    sequence.pages = (100, 101)
+    assert not sequence.needs_page
+    assert not sequence.is_decoding
+    sequence.advance(sequence.next_chunk(8), ChunkResult(1))
+    assert sequence.needs_page
+    assert sequence.is_decoding
+    sequence.pages += (102,)
+    assert not sequence.needs_page
 
 
 def test_chunks_follow_each_other_and_carry_the_pages_they_reach():
     sequence = make()
-    first = sequence.prompt_chunk(6)
+    first = sequence.next_chunk(6)
     assert (first.slot, first.start, first.token_ids) == (3, 0, tuple(range(6)))
     assert (first.pages, first.sample) == ((100, 101), False)
     assert sequence.advance(first, ChunkResult(None)) is None
-    second = sequence.prompt_chunk(6)
+    second = sequence.next_chunk(6)
     assert (second.start, second.token_ids, second.sample) == (6, (6, 7, 8, 9), True)
     assert second.pages == (100, 101, 102)
     event = sequence.advance(second, ChunkResult(77))
     assert event is not None
     assert (event.token, event.finish) == (77, None)
-    decode = sequence.decode_chunk()
+    decode = sequence.next_chunk(1)
     assert (decode.start, decode.token_ids, decode.sample) == (10, (77,), True)
     assert decode.num_prompt_tokens == 10
 
 
 def test_page_table_is_the_same_tuple_within_a_page():
     sequence = make(num_prompt=8, max_tokens=6)
-    sequence.advance(sequence.prompt_chunk(8), ChunkResult(1))
+    sequence.advance(sequence.next_chunk(8), ChunkResult(1))
     tables = []
     for _ in range(5):
-        chunk = sequence.decode_chunk()
+        chunk = sequence.next_chunk(1)
         tables.append(chunk.pages)
         sequence.advance(chunk, ChunkResult(1))
     assert tables[0] is tables[1] is tables[2] is tables[3]
@@ -50,17 +69,17 @@ def test_page_table_is_the_same_tuple_within_a_page():
 
 def test_stop_token_counts_from_min_tokens_on():
     sequence = make(max_tokens=9, stop_token_ids=frozenset({7}), min_tokens=2)
-    event = sequence.advance(sequence.prompt_chunk(99), ChunkResult(7))
+    event = sequence.advance(sequence.next_chunk(99), ChunkResult(7))
     assert event is not None
     assert event.finish is None
-    event = sequence.advance(sequence.decode_chunk(), ChunkResult(7))
+    event = sequence.advance(sequence.next_chunk(1), ChunkResult(7))
     assert event is not None
     assert (event.token, event.finish) == (7, FinishReason.STOP)
 
 
 def test_stop_wins_over_length():
     sequence = make(max_tokens=1, stop_token_ids=frozenset({7}))
-    event = sequence.advance(sequence.prompt_chunk(99), ChunkResult(7))
+    event = sequence.advance(sequence.next_chunk(99), ChunkResult(7))
     assert event is not None
     assert event.finish is FinishReason.STOP
 
@@ -68,18 +87,18 @@ def test_stop_wins_over_length():
 def test_prompt_logprobs_are_gathered_over_chunks_and_sent_once():
     sequence = make(num_prompt=4, prompt_logprobs=0)
     scores = tuple(TokenLogprob(token, -float(token)) for token in range(1, 4))
-    assert sequence.advance(sequence.prompt_chunk(2), ChunkResult(None, None, scores[:1])) is None
-    event = sequence.advance(sequence.prompt_chunk(2), ChunkResult(9, None, scores[1:]))
+    assert sequence.advance(sequence.next_chunk(2), ChunkResult(None, None, scores[:1])) is None
+    event = sequence.advance(sequence.next_chunk(2), ChunkResult(9, None, scores[1:]))
     assert event is not None
     assert event.prompt_logprobs == (None, *scores)
-    event = sequence.advance(sequence.decode_chunk(), ChunkResult(9))
+    event = sequence.advance(sequence.next_chunk(1), ChunkResult(9))
     assert event is not None
     assert event.prompt_logprobs is None
 
 
 def test_scoring_ends_without_a_token():
     sequence = make(num_prompt=2, max_tokens=0, prompt_logprobs=0)
-    chunk = sequence.prompt_chunk(9)
+    chunk = sequence.next_chunk(9)
     assert not chunk.sample
     event = sequence.advance(chunk, ChunkResult(None, None, (TokenLogprob(1, -1.0),)))
     assert event is not None
@@ -89,7 +108,68 @@ def test_scoring_ends_without_a_token():
 
 def test_missing_token_ends_the_sequence_with_an_error():
     sequence = make()
-    event = sequence.advance(sequence.prompt_chunk(99), ChunkResult(None))
+    event = sequence.advance(sequence.next_chunk(99), ChunkResult(None))
     assert event is not None
     assert event.finish is FinishReason.ERROR
     assert event.error is not None
+
+
+def restarted(sequence: Sequence, *, slot: int) -> Sequence:
+    sequence.restart()
+    assert (sequence.num_computed, sequence.pages, sequence.slot) == (0, (), -1)
+    sequence.slot, sequence.pages = slot, tuple(range(200, 200 + sequence.num_pages(0)))
+    return sequence
+
+
+def test_restart_feeds_prompt_and_outputs_as_one_and_then_goes_on():
+    sequence = make(num_prompt=6, max_tokens=9)
+    sequence.advance(sequence.next_chunk(6), ChunkResult(71))
+    sequence.advance(sequence.next_chunk(1), ChunkResult(72))
+    restarted(sequence, slot=5)
+    first = sequence.next_chunk(7)
+    assert (first.slot, first.start, first.token_ids) == (5, 0, (0, 1, 2, 3, 4, 5, 71))
+    assert (first.pages, first.sample, first.num_prompt_tokens) == ((200, 201), False, 6)
+    assert sequence.advance(first, ChunkResult(None)) is None
+    second = sequence.next_chunk(7)
+    assert (second.start, second.token_ids, second.sample) == (7, (72,), True)
+    event = sequence.advance(second, ChunkResult(73))
+    assert event is not None
+    assert (event.token, sequence.num_outputs) == (73, 3)
+    assert sequence.needs_page
+    sequence.pages += (202,)
+    third = sequence.next_chunk(1)
+    assert (third.start, third.token_ids, third.num_prompt_tokens) == (8, (73,), 6)
+
+
+def test_restart_after_the_prompt_asks_for_no_prompt_logprobs_again():
+    sequence = make(num_prompt=2, prompt_logprobs=0)
+    sequence.advance(sequence.next_chunk(2), ChunkResult(9, None, (TokenLogprob(1, -1.0),)))
+    restarted(sequence, slot=0)
+    chunk = sequence.next_chunk(9)
+    assert chunk.sampling.prompt_logprobs is None
+    event = sequence.advance(chunk, ChunkResult(8))
+    assert event is not None
+    assert event.prompt_logprobs is None
+
+
+def test_restart_in_mid_prompt_gathers_prompt_logprobs_anew():
+    sequence = make(num_prompt=3, prompt_logprobs=0)
+    one, two = TokenLogprob(1, -1.0), TokenLogprob(2, -2.0)
+    sequence.advance(sequence.next_chunk(2), ChunkResult(None, None, (one,)))
+    restarted(sequence, slot=0)
+    event = sequence.advance(sequence.next_chunk(3), ChunkResult(9, None, (one, two)))
+    assert event is not None
+    assert event.prompt_logprobs == (None, one, two)
+
+
+def test_min_tokens_and_length_count_over_a_restart():
+    sequence = make(num_prompt=2, max_tokens=3, stop_token_ids=frozenset({7}), min_tokens=3)
+    sequence.advance(sequence.next_chunk(2), ChunkResult(7))
+    restarted(sequence, slot=0)
+    event = sequence.advance(sequence.next_chunk(9), ChunkResult(7))
+    assert event is not None
+    assert event.finish is None
+    restarted(sequence, slot=1)
+    event = sequence.advance(sequence.next_chunk(9), ChunkResult(8))
+    assert event is not None
+    assert event.finish is FinishReason.LENGTH

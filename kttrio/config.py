@@ -78,7 +78,10 @@ class EngineConfig:
     chunked_prefill_size: int = flag(2048, "most tokens of one step, over all requests", least=1)
     max_running_requests: int = flag(64, "requests that run at the same time", least=1)
     max_total_tokens: int | None = flag(
-        None, "tokens the KV cache holds; default: what --mem-fraction-static leaves", least=1
+        None,
+        "tokens the KV cache holds; default: what --mem-fraction-static leaves, on a CPU at most "
+        "8192 for each running request",
+        least=1,
     )
     mem_fraction_static: float = flag(
         0.8,

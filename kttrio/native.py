@@ -123,6 +123,11 @@ def _call(name: str, *arguments: object) -> None:
         raise NativeError(f"{library.ktt_last_error().decode(errors='replace')} ({name})")
 
 
+def abi_version() -> int:
+    """The version of the wall that the library in use speaks."""
+    return int(_library().ktt_abi_version())
+
+
 def isa_available() -> tuple[str, ...]:
     """Instruction sets that processor and operating system grant, best first."""
     library = _library()

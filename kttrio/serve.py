@@ -20,13 +20,15 @@ import trio
 
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, ServerConfig
 from kttrio.engine.engine import Engine
+from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.prompting import ServedModel
-from kttrio.server.serving import serve_http
+from kttrio.server.serving import open_listeners, serve_http
 from kttrio.server.state import AppState
 
 DEMO_MODEL = Path(__file__).parent / "demo"
+DEMO_NAME = "kttrio-demo"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger(__name__)
@@ -66,8 +68,8 @@ class Face(Protocol):
         """So many bytes of the weights are in place."""
         ...
 
-    def ready(self, url: str, parts: Parts) -> None:
-        """The server listens."""
+    def ready(self, url: str, model: str, facts: Mapping[str, object]) -> None:
+        """The server listens at `url` and answers as `model`."""
         ...
 
     def draining(self, num_requests: int) -> None:
@@ -101,7 +103,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
             [*((row.name, row.where, format_bytes(row.num_bytes)) for row in plan.rows), total]
         )
 
-    model = ServedModel.load(settings.directory, settings.server)
+    model = load_text(settings)
     try:
         runner = build_runner(
             replace(settings.model, model=settings.directory),
@@ -112,7 +114,28 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         )
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
+    except NativeError as error:
+        raise ConfigError(str(error)) from error
+    _check_vocabulary(model, runner)
     return Parts(runner, model, {"path": str(settings.directory), **runner.facts})
+
+
+def _check_vocabulary(model: ServedModel, runner: StepRunner) -> None:
+    known, vocab_size = model.tokenizer.vocab_size, runner.capacity.vocab_size
+    if known > vocab_size:
+        runner.close()
+        raise ConfigError(
+            f"the tokenizer has {known} tokens but the model only {vocab_size}: tokenizer.json "
+            "belongs to another checkpoint"
+        )
+
+
+def load_text(settings: Settings) -> ServedModel:
+    """The text side of the checkpoint."""
+    config = settings.server
+    if settings.model.model is None and config.served_model_name is None:
+        config = replace(config, served_model_name=DEMO_NAME)
+    return ServedModel.load(settings.directory, config)
 
 
 async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -> None:
@@ -160,7 +183,7 @@ class _Server:
             await root.start(self._watch_signals, root.cancel_scope)
             await root.start(self._run_engine)
             url = await root.start(self._listen)
-            self._face.ready(url, self._parts)
+            self._face.ready(url, self._state.model.name, self._parts.facts)
             await self._closed.wait()
             root.cancel_scope.cancel()
         if self._failure is not None:
@@ -182,15 +205,17 @@ class _Server:
     async def _watch_signals(
         self, all_of_it: trio.CancelScope, *, task_status: trio.TaskStatus[None]
     ) -> None:
+        draining = False
         with trio.open_signal_receiver(*SIGNALS) as received:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in received:
-                    if self._closing.is_set():
+                    if draining:
                         name = signal.Signals(number).name
                         self._failure = ServerFailed(f"a second signal, {name}, cut it short")
                         all_of_it.cancel()
                     else:
+                        draining = True
                         nursery.start_soon(self._drain)
 
     async def _drain(self) -> None:

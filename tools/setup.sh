@@ -60,7 +60,7 @@ PY
 # install_packages run|test: the packages, unless this very set stands in .venv already.
 install_packages() {
   local wanted stamp=$venv/kttrio-$1.stamp extra=""
-  wanted="$(hash_of pyproject.toml setup.py tools/constraints.txt) $root"
+  wanted="$(hash_of pyproject.toml tools/constraints.txt) $root"
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   check_system
   [ "$1" = test ] && extra="[test]"
@@ -85,7 +85,7 @@ build_library() {
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -e "$root/build/libkttrio.so" ] && return
   check_system
   say "Building the C++ library"
-  run_cmake build
+  run_cmake build -DKTT_BUILD_TESTS=OFF
   echo "$wanted" >"$stamp"
 }
 

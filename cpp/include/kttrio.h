@@ -54,9 +54,10 @@ KTT_API const char* ktt_last_error(void);
 KTT_API int32_t ktt_isa_granted(int32_t isa);
 
 /* Starts the workers. The calling thread of each forward is one of num_threads; 0 takes one for
- * each core this process may use. num_nodes parts with workers and memory of their own: 0 makes
- * one for each NUMA node this process may use; nodes[i] is the NUMA node of part i (a node may come
- * twice), or nodes is NULL and the parts go round the NUMA nodes. */
+ * each core this process may use, or fewer if its control group grants less time. num_nodes parts
+ * with workers and memory of their own: 0 makes one for each NUMA node this process may use;
+ * nodes[i] is the NUMA node of part i (a node may come twice), or nodes is NULL and the parts go
+ * round the NUMA nodes. */
 KTT_API int32_t ktt_pool_create(int32_t isa, int32_t num_threads, const int32_t* nodes,
                                 int32_t num_nodes, ktt_pool** pool);
 

@@ -33,8 +33,8 @@ constexpr int32_t kMaxThreads = 4096;
 constexpr int32_t kMaxParts = 64;
 constexpr int32_t kMaxExperts = 1 << 16;
 constexpr int32_t kMaxSize = 1 << 18;
-constexpr int32_t kMaxTokens = 1 << 20;
-constexpr int32_t kMaxTopK = 1 << 10;
+constexpr int32_t kMaxTokens = 1 << 17;
+constexpr int32_t kMaxTopK = 1 << 8;
 
 // An allocation-free message survives even when memory does not.
 thread_local char last_error[1024] = "";
@@ -209,16 +209,17 @@ int32_t ktt_layer_forward(ktt_layer* layer, int32_t num_tokens, int32_t top_k, c
     require_pointer(layer, "layer");
     const auto& limits = layer->layer.limits();
     ktt::ForwardArgs args{};
-    args.num_tokens = checked("num_tokens", num_tokens, 0, static_cast<int32_t>(limits.max_tokens));
-    args.top_k = checked("top_k", top_k, 1, static_cast<int32_t>(limits.max_top_k));
+    args.choices.num_tokens =
+        checked("num_tokens", num_tokens, 0, static_cast<int32_t>(limits.max_tokens));
+    args.choices.top_k = checked("top_k", top_k, 1, static_cast<int32_t>(limits.max_top_k));
     args.dtype = checked_dtype("dtype", dtype);
     if (num_tokens == 0) return;
     require_pointer(ids, "ids");
     require_pointer(weights, "weights");
     require_pointer(x, "x");
     require_pointer(out, "out");
-    args.ids = ids;
-    args.weights = weights;
+    args.choices.ids = ids;
+    args.choices.weights = weights;
     args.x = x;
     args.out = out;
     layer->layer.forward(args);

@@ -32,15 +32,6 @@ class KernelScope {
   uint32_t state_;
 };
 
-void grow(Buffer& buffer, size_t num_bytes, int numa_node) {
-  if (buffer.size() < num_bytes) buffer = Buffer(num_bytes, numa_node);
-}
-
-template <class T>
-void grow(std::vector<T>& values, size_t size) {
-  if (values.size() < size) values.resize(size);
-}
-
 // [begin, end) of `count` things that fall to part i of n.
 std::pair<size_t, size_t> share(size_t count, size_t part, size_t num_parts) {
   return {count * part / num_parts, count * (part + 1) / num_parts};
@@ -54,28 +45,6 @@ std::pair<size_t, size_t> cut(size_t intermediate_size, size_t part, size_t num_
 
 }  // namespace
 
-Scratch::Scratch(const Pool& pool) : counts(pool.num_parts()), parts(pool.num_parts()) {
-  for (size_t i = 0; i < pool.num_threads(); ++i) workers.push_back(std::make_unique<Worker>());
-}
-
-void Scratch::reserve(const Pool& pool, const Need& need) {
-  grow(grouping.first, need.num_experts + 1);
-  grow(grouping.next, need.num_experts);
-  grow(grouping.chunk_end, need.num_experts);
-  grouping.by_id.reserve(need.num_experts);
-  grouping.by_load.reserve(need.num_experts);
-  grow(grouping.token_of, need.positions);
-  grow(grouping.weight_of, need.positions);
-  grow(input_rows, need.positions);
-  grow(operands, need.operand_bytes, -1);
-  grow(gathered, need.gathered_bytes, -1);
-  for (size_t i = 0; i < parts.size(); ++i) {
-    grow(parts[i].down_rows, need.positions);
-    grow(parts[i].activation, need.part_activation_bytes[i], pool.memory_node(i));
-    grow(parts[i].totals, need.totals_bytes, pool.memory_node(i));
-  }
-}
-
 Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Dtype activation,
              LayerLimits limits)
     : engine_(std::move(engine)),
@@ -83,24 +52,31 @@ Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Dtype acti
       limits_(limits),
       kernels_(engine_->dispatch.table->activation[static_cast<size_t>(activation)]),
       is_set_(shape.num_experts) {
-  const Pool& pool = engine_->pool;
-  const size_t positions = limits.max_tokens * limits.max_top_k;
-  Scratch::Need need{};
-  need.num_experts = shape.num_experts;
-  need.positions = positions;
-  need.operand_bytes = limits.max_tokens * shape.hidden_size * kernels_.operand_bytes;
-  if (positions >= kernels_.min_tile_rows) {
-    need.gathered_bytes = (positions + kRowPadding) * shape.hidden_size * kernels_.operand_bytes;
-  }
-  need.totals_bytes = limits.max_tokens * shape.hidden_size * sizeof(float);
+  Pool& pool = engine_->pool;
   for (size_t part = 0; part < pool.num_parts(); ++part) {
     const auto [begin, width] = cut(shape.intermediate_size, part, pool.num_parts());
     slices_.emplace_back(shape, begin, width, pool.memory_node(part));
-    need.part_activation_bytes.push_back((positions + kRowPadding) * width *
-                                         kernels_.operand_bytes);
   }
-  const auto held = engine_->pool.lock();
-  engine_->scratch.reserve(pool, need);
+  const auto held = pool.lock();
+  engine_->scratch.reserve(pool, scratch_need());
+}
+
+Scratch::Need Layer::scratch_need() const {
+  const size_t positions = limits_.max_tokens * limits_.max_top_k;
+  const size_t operand_row = shape_.hidden_size * kernels_.operand_bytes;
+  Scratch::Need need;
+  need.num_experts = shape_.num_experts;
+  need.num_positions = positions;
+  need.operand_bytes = limits_.max_tokens * operand_row;
+  if (positions >= kernels_.min_tile_rows) {
+    need.gathered_bytes = (positions + kRowPadding) * operand_row;
+  }
+  need.totals_bytes = limits_.max_tokens * shape_.hidden_size * sizeof(float);
+  for (const auto& slice : slices_) {
+    need.activation_bytes.push_back((positions + kRowPadding) * slice.width() *
+                                    kernels_.operand_bytes);
+  }
+  return need;
 }
 
 size_t Layer::num_bytes() const {
@@ -133,14 +109,13 @@ class Layer::Run {
         groups_(scratch_.grouping),
         table_(*layer.engine_->dispatch.table),
         kernels_(layer.kernels_),
+        num_tokens_(args.choices.num_tokens),
         hidden_(layer.shape_.hidden_size),
         operand_row_(hidden_ * kernels_.operand_bytes),
         convert_(kernels_.convert[static_cast<size_t>(args.dtype)]) {}
 
   void forward() {
-    count_positions();
-    deal_positions();
-    order_experts();
+    groups_.group(args_.choices, layer_.is_set_);
     point_to_rows();
     prepare_rows();
     run_gate_up();
@@ -152,7 +127,6 @@ class Layer::Run {
   bool uses_tiles(size_t expert) const {
     return groups_.num_positions(expert) >= kernels_.min_tile_rows;
   }
-  size_t num_positions() const { return groups_.first[layer_.shape_.num_experts]; }
   std::byte* gathered_row(size_t position) const {
     return scratch_.gathered.data() + position * operand_row_;
   }
@@ -160,21 +134,18 @@ class Layer::Run {
     return layer_.slices_[part].width() * kernels_.operand_bytes;
   }
   float* totals_of(size_t part, size_t panel) const {
-    return scratch_.parts[part].totals.as<float>() + panel * args_.num_tokens * kPanelColumns;
+    return scratch_.parts[part].totals.as<float>() + panel * num_tokens_ * kPanelColumns;
   }
   size_t num_panels() const { return hidden_ / kPanelColumns; }
 
-  void count_positions();
-  void check_id(size_t i) const;
-  void deal_positions();
-  void order_experts();
   void point_to_rows();
   void prepare_rows();
   void prepare_rows(size_t begin, size_t end);
   void prepare_row(size_t token, std::byte* operands) const;
   size_t panels_per_task(size_t part, size_t num_chunks) const;
   void run_gate_up();
-  void gate_up(Pool::Place place, size_t chunk, size_t first_panel, size_t end_panel);
+  void gate_up(Pool::Place place, const Grouping::Chunk& chunk, size_t first_panel,
+               size_t end_panel);
   void run_down();
   void down(Pool::Place place, size_t panel);
   const float* multiply(Pool::Place place, const ExpertSlice::Panel& panel, const void* const* rows,
@@ -189,6 +160,7 @@ class Layer::Run {
   Grouping& groups_;
   const KernelTable& table_;
   const ActivationKernels& kernels_;
+  size_t num_tokens_;
   size_t hidden_;
   size_t operand_row_;  // bytes
   void (*convert_)(const void* source, size_t count, void* operands);
@@ -196,77 +168,23 @@ class Layer::Run {
   size_t num_gathered_ = 0;   // positions up to the last one that is gathered
 };
 
-void Layer::Run::check_id(size_t i) const {
-  const int32_t id = args_.ids[i];
-  const size_t num_experts = layer_.shape_.num_experts;
-  const bool exists = id >= 0 && static_cast<size_t>(id) < num_experts;
-  if (exists && layer_.is_set_[static_cast<size_t>(id)]) return;
-  const std::string where = "ids[" + std::to_string(i / args_.top_k) + "][" +
-                            std::to_string(i % args_.top_k) + "] = " + std::to_string(id);
-  throw Error(ErrorCode::kInvalidArgument,
-              where + (exists ? ", but that expert has no weights here; set them first or pass -1"
-                              : ", but experts go from 0 to " + std::to_string(num_experts - 1) +
-                                    "; -1 marks one that lives elsewhere"));
-}
-
-// Positions per expert into first[expert + 1].
-void Layer::Run::count_positions() {
-  std::fill_n(groups_.first.begin(), layer_.shape_.num_experts + 1, 0u);
-  for (size_t i = 0; i < args_.num_tokens * args_.top_k; ++i) {
-    if (args_.ids[i] == -1) continue;
-    check_id(i);
-    ++groups_.first[static_cast<size_t>(args_.ids[i]) + 1];
-  }
-}
-
-void Layer::Run::deal_positions() {
-  for (size_t e = 0; e < layer_.shape_.num_experts; ++e) {
-    groups_.next[e] = groups_.first[e];
-    groups_.first[e + 1] += groups_.first[e];
-  }
-  for (size_t i = 0; i < args_.num_tokens * args_.top_k; ++i) {
-    if (args_.ids[i] == -1) continue;
-    const uint32_t position = groups_.next[static_cast<size_t>(args_.ids[i])]++;
-    groups_.token_of[position] = static_cast<uint32_t>(i / args_.top_k);
-    groups_.weight_of[position] = args_.weights[i];
-  }
-}
-
-void Layer::Run::order_experts() {
-  groups_.by_id.clear();
-  for (size_t e = 0; e < layer_.shape_.num_experts; ++e) {
-    if (groups_.num_positions(e) > 0) groups_.by_id.push_back(static_cast<uint32_t>(e));
-  }
-  groups_.by_load = groups_.by_id;
-  std::sort(groups_.by_load.begin(), groups_.by_load.end(), [this](uint32_t a, uint32_t b) {
-    const size_t load_a = groups_.num_positions(a);
-    const size_t load_b = groups_.num_positions(b);
-    return load_a != load_b ? load_a > load_b : a < b;
-  });
-  size_t end = 0;
-  for (size_t i = 0; i < groups_.by_load.size(); ++i) {
-    end += ceil_div(groups_.num_positions(groups_.by_load[i]), kMaxPanelRows);
-    groups_.chunk_end[i] = end;
-  }
-}
-
 // Where each position's operands will be: next to each other for an expert that multiplies tiles,
 // else the token's own row, which is the caller's if its type needs no conversion.
 void Layer::Run::point_to_rows() {
   const auto* own =
       static_cast<const std::byte*>(convert_ == nullptr ? args_.x : scratch_.operands.data());
   num_converted_ = num_gathered_ = 0;
-  for (const uint32_t e : groups_.by_id) {
+  for (const uint32_t e : groups_.active()) {
     const bool tiles = uses_tiles(e);
-    if (tiles) num_gathered_ = groups_.first[e + 1];
-    if (!tiles && convert_ != nullptr) num_converted_ = args_.num_tokens;
-    for (uint32_t p = groups_.first[e]; p < groups_.first[e + 1]; ++p) {
-      scratch_.input_rows[p] = tiles ? gathered_row(p) : own + groups_.token_of[p] * operand_row_;
+    if (tiles) num_gathered_ = groups_.end_position(e);
+    if (!tiles && convert_ != nullptr) num_converted_ = num_tokens_;
+    for (size_t p = groups_.first_position(e); p < groups_.end_position(e); ++p) {
+      scratch_.input_rows[p] = tiles ? gathered_row(p) : own + groups_.token_of()[p] * operand_row_;
     }
   }
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
     const std::byte* base = scratch_.parts[part].activation.data();
-    for (size_t p = 0; p < num_positions(); ++p) {
+    for (size_t p = 0; p < groups_.num_positions(); ++p) {
       scratch_.parts[part].down_rows[p] = base + p * activation_row(part);
     }
   }
@@ -296,7 +214,7 @@ void Layer::Run::prepare_rows(size_t begin, size_t end) {
     }
     const size_t position = row - num_converted_;
     std::byte* to = gathered_row(position);
-    if (scratch_.input_rows[position] == to) prepare_row(groups_.token_of[position], to);
+    if (scratch_.input_rows[position] == to) prepare_row(groups_.token_of()[position], to);
   }
 }
 
@@ -318,8 +236,7 @@ size_t Layer::Run::panels_per_task(size_t part, size_t num_chunks) const {
 
 // A task is some panels of one expert for at most kMaxPanelRows of its rows; busiest experts first.
 void Layer::Run::run_gate_up() {
-  const size_t num_chunks =
-      groups_.by_load.empty() ? 0 : groups_.chunk_end[groups_.by_load.size() - 1];
+  const size_t num_chunks = groups_.num_chunks();
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
     const size_t num_panels = layer_.slices_[part].num_gate_up_panels();
     scratch_.counts[part] = num_chunks * ceil_div(num_panels, panels_per_task(part, num_chunks));
@@ -329,29 +246,23 @@ void Layer::Run::run_gate_up() {
     const size_t width = panels_per_task(place.part, num_chunks);
     const size_t tasks_per_chunk = ceil_div(num_panels, width);
     const size_t first = i % tasks_per_chunk * width;
-    gate_up(place, i / tasks_per_chunk, first, std::min(first + width, num_panels));
+    gate_up(place, groups_.chunk(i / tasks_per_chunk), first, std::min(first + width, num_panels));
   });
 }
 
-void Layer::Run::gate_up(Pool::Place place, size_t chunk, size_t first_panel, size_t end_panel) {
-  const auto& ends = groups_.chunk_end;
-  const auto last = ends.begin() + static_cast<ptrdiff_t>(groups_.by_load.size());
-  const auto rank = static_cast<size_t>(std::upper_bound(ends.begin(), last, chunk) - ends.begin());
-  const size_t expert = groups_.by_load[rank];
-  const size_t before = rank == 0 ? 0 : ends[rank - 1];
-  const size_t begin = groups_.first[expert] + (chunk - before) * kMaxPanelRows;
-  const size_t num_rows = std::min(kMaxPanelRows, groups_.first[expert + 1] - begin);
-
+void Layer::Run::gate_up(Pool::Place place, const Grouping::Chunk& chunk, size_t first_panel,
+                         size_t end_panel) {
   const KernelScope scope(table_);
-  Scratch::Part& part = scratch_.parts[place.part];
-  const size_t stride = uses_tiles(expert) ? operand_row_ : 0;
+  const ExpertSlice& slice = layer_.slices_[place.part];
+  const size_t row_bytes = activation_row(place.part);
+  std::byte* rows = scratch_.parts[place.part].activation.data() + chunk.first_position * row_bytes;
+  const size_t stride = uses_tiles(chunk.expert) ? operand_row_ : 0;
   for (size_t panel = first_panel; panel < end_panel; ++panel) {
-    const float* sums = multiply(place, layer_.slices_[place.part].gate_up_panel(expert, panel),
-                                 scratch_.input_rows.data() + begin, stride, num_rows);
-    kernels_.swiglu(sums, num_rows,
-                    part.activation.data() + begin * activation_row(place.part) +
-                        panel * kTileColumns * kernels_.operand_bytes,
-                    activation_row(place.part));
+    const float* sums =
+        multiply(place, slice.gate_up_panel(chunk.expert, panel),
+                 scratch_.input_rows.data() + chunk.first_position, stride, chunk.num_rows);
+    kernels_.swiglu(sums, chunk.num_rows, rows + panel * kTileColumns * kernels_.operand_bytes,
+                    row_bytes);
   }
 }
 
@@ -376,7 +287,7 @@ void Layer::Run::run_down() {
     down(place, panel);
     if (!is_whole) return;
     const float* totals = totals_of(0, panel);
-    for (size_t token = 0; token < args_.num_tokens; ++token) {
+    for (size_t token = 0; token < num_tokens_; ++token) {
       write_row(totals + token * kPanelColumns, token, panel);
     }
   });
@@ -384,17 +295,17 @@ void Layer::Run::run_down() {
 
 void Layer::Run::down(Pool::Place place, size_t panel) {
   float* totals = totals_of(place.part, panel);
-  std::fill_n(totals, args_.num_tokens * kPanelColumns, 0.0f);
+  std::fill_n(totals, num_tokens_ * kPanelColumns, 0.0f);
   const auto& rows = scratch_.parts[place.part].down_rows;
-  for (const uint32_t expert : groups_.by_id) {
+  for (const uint32_t expert : groups_.active()) {
     const auto weights = layer_.slices_[place.part].down_panel(expert, panel);
-    const size_t end = groups_.first[expert + 1];
-    for (size_t begin = groups_.first[expert]; begin < end; begin += kMaxPanelRows) {
+    const size_t end = groups_.end_position(expert);
+    for (size_t begin = groups_.first_position(expert); begin < end; begin += kMaxPanelRows) {
       const size_t num_rows = std::min(kMaxPanelRows, end - begin);
       const float* sums =
           multiply(place, weights, rows.data() + begin, activation_row(place.part), num_rows);
-      table_.accumulate(sums, groups_.weight_of.data() + begin, groups_.token_of.data() + begin,
-                        num_rows, totals);
+      table_.accumulate(sums, groups_.weight_of() + begin, groups_.token_of() + begin, num_rows,
+                        totals);
     }
   }
 }
@@ -409,7 +320,7 @@ void Layer::Run::sum_parts() {
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
     const KernelScope scope(table_);
     const size_t panel = share(num_panels(), place.part, num_parts).first + i;
-    for (size_t token = 0; token < args_.num_tokens; ++token) {
+    for (size_t token = 0; token < num_tokens_; ++token) {
       float total[kPanelColumns] = {};
       for (size_t part = 0; part < num_parts; ++part) {
         if (layer_.slices_[part].width() == 0) continue;
@@ -428,7 +339,7 @@ void Layer::Run::write_row(const float* total, size_t token, size_t panel) const
 }
 
 void Layer::forward(const ForwardArgs& args) {
-  if (args.num_tokens == 0) return;
+  if (args.choices.num_tokens == 0) return;
   const auto held = engine_->pool.lock();
   Run(*this, args).forward();
 }

@@ -63,6 +63,8 @@ size_t default_threads(const std::vector<NumaNode>& nodes, std::vector<int> numa
   numa_of.erase(std::unique(numa_of.begin(), numa_of.end()), numa_of.end());
   size_t num_cores = 0;
   for (const int id : numa_of) num_cores += static_cast<size_t>(find_node(nodes, id).num_cores);
+  const size_t quota = cpu_quota();
+  if (quota != 0) num_cores = std::min(num_cores, quota);
   return std::max(num_cores, num_parts);
 }
 

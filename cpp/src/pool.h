@@ -17,7 +17,7 @@
 namespace ktt {
 
 struct PoolOptions {
-  size_t num_threads = 0;  // the calling thread included; 0: one for each core we may use
+  size_t num_threads = 0;  // the calling thread included; 0: the cores or the CPU time we may use
   std::vector<int> nodes;  // NUMA node of each part; empty: see num_parts
   size_t num_parts = 0;    // 0: one for each NUMA node we may use; else round them
 };

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 
 namespace ktt {
@@ -102,6 +103,31 @@ std::vector<NumaNode> allowed_nodes() {
     result.push_back(std::move(node));
   }
   return result;
+}
+
+size_t parse_cpu_max(const std::string& text) {
+  std::istringstream fields(text);
+  size_t quota = 0;
+  size_t period = 0;
+  if (!(fields >> quota >> period) || period == 0) return 0;  // "max": no limit
+  return std::max<size_t>(1, (quota + period - 1) / period);
+}
+
+size_t cpu_quota() {
+  const std::string prefix = "0::";  // the one hierarchy of version 2
+  std::ifstream groups("/proc/self/cgroup");
+  std::string line;
+  while (std::getline(groups, line) && line.rfind(prefix, 0) != 0) line.clear();
+  if (line.empty()) return 0;
+  size_t least = 0;
+  std::string path = line.substr(prefix.size());  // each ancestor may set a limit
+  for (;;) {
+    while (!path.empty() && path.back() == '/') path.pop_back();
+    const size_t quota = parse_cpu_max(first_line("/sys/fs/cgroup" + path + "/cpu.max"));
+    if (quota != 0 && (least == 0 || quota < least)) least = quota;
+    if (path.empty()) return least;
+    path.erase(path.rfind('/'));
+  }
 }
 
 void pin_to(const std::vector<int>& cpus) {

@@ -68,9 +68,11 @@ std::unique_ptr<Layer> layer_of(const Case& c, const std::vector<Expert>& expert
 std::vector<float> run(Layer& layer, const Batch& batch, size_t first, size_t count) {
   const size_t hidden = layer.shape().hidden_size;
   std::vector<float> out(count * hidden, std::nanf(""));
-  layer.forward({count, kTopK, batch.ids.data() + first * kTopK,
-                 batch.weights.data() + first * kTopK, Dtype::kFloat32,
-                 batch.x.data() + first * hidden, out.data()});
+  layer.forward(
+      {{count, kTopK, batch.ids.data() + first * kTopK, batch.weights.data() + first * kTopK},
+       Dtype::kFloat32,
+       batch.x.data() + first * hidden,
+       out.data()});
   return out;
 }
 
@@ -181,8 +183,10 @@ TEST(bfloat16_in_and_out_and_in_place) {
       }
       const auto layer = layer_of(c, experts, options_of(2, 1), kTokens);
       const auto wanted = run(*layer, batch, 0, kTokens);
-      layer->forward({kTokens, kTopK, batch.ids.data(), batch.weights.data(), Dtype::kBfloat16,
-                      x.data(), x.data()});
+      layer->forward({{kTokens, kTopK, batch.ids.data(), batch.weights.data()},
+                      Dtype::kBfloat16,
+                      x.data(),
+                      x.data()});
       for (size_t i = 0; i < x.size(); ++i) CHECK_EQUAL(x[i], to_bf16(wanted[i]));
     }
   }

@@ -2,6 +2,7 @@
 // safely whether workers spin or sleep.
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <numeric>
@@ -148,10 +149,20 @@ TEST(named_nodes_may_repeat) {
   check_region(pool, {9, 9});
 }
 
-TEST(default_threads_fill_the_cores) {
+TEST(default_threads_fill_the_cores_or_the_quota) {
   size_t num_cores = 0;
   for (const auto& node : allowed_nodes()) num_cores += static_cast<size_t>(node.num_cores);
-  CHECK_EQUAL(Pool(PoolOptions{}).num_threads(), num_cores);
+  const size_t quota = cpu_quota();
+  const size_t wanted = quota == 0 ? num_cores : std::min(quota, num_cores);
+  CHECK_EQUAL(Pool(parts_of_one_node(0, 1)).num_threads(), wanted);
+}
+
+TEST(quotas_of_control_groups) {
+  CHECK_EQUAL(parse_cpu_max("max 100000"), size_t{0});
+  CHECK_EQUAL(parse_cpu_max("200000 100000"), size_t{2});
+  CHECK_EQUAL(parse_cpu_max("250000 100000"), size_t{3});
+  CHECK_EQUAL(parse_cpu_max("5000 100000"), size_t{1});
+  CHECK_EQUAL(parse_cpu_max(""), size_t{0});
 }
 
 // A container's share of the machine is its affinity mask.

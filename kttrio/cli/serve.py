@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -19,7 +20,7 @@ from rich.table import Column, Table
 
 from kttrio.cli.flags import flag_name, parse_flags
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, ServerConfig
-from kttrio.serve import MemoryLine, Parts, ServerFailed, Settings, serve
+from kttrio.serve import MemoryLine, ServerFailed, Settings, serve
 
 DESCRIPTION = "Load a model and answer OpenAI clients over HTTP."
 QUESTION = "What is kttrio?"
@@ -31,6 +32,9 @@ def run(argv: Sequence[str]) -> int:
     settings = Settings(*parse_flags("kttrio serve", DESCRIPTION, argv, records))
     check_paths(settings)
     _set_up_logging(settings.server.log_level)
+    # Read once by OpenMP, which torch brings and which loads later. Its threads spin by default
+    # while they wait, on the very cores that the expert kernels and the event loop need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     face = TerminalFace(Console(highlight=False), settings)
     try:
         trio.run(serve, settings, face)
@@ -47,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
 def check_paths(settings: Settings) -> None:
     """Every given path exists and is of its kind; ConfigError names the first that does not."""
     _check_path(settings.model, "model", Path.is_dir, "directory")
+    if not (settings.directory / "config.json").is_file():
+        raise ConfigError(f"--model: {settings.directory} has no config.json; is it a checkpoint?")
     _check_path(settings.experts, "kt_weight_path", Path.is_dir, "directory")
     _check_path(settings.server, "chat_template", Path.is_file, "file")
 
@@ -91,13 +97,13 @@ class TerminalFace:
     def loading(self, done: int, total: int) -> None:
         self._progress.update(self._bar, completed=done, total=total)
 
-    def ready(self, url: str, parts: Parts) -> None:
+    def ready(self, url: str, model: str, facts: Mapping[str, object]) -> None:
         self.close()
-        for name, value in {"model": parts.model.name, **parts.facts}.items():
+        for name, value in {"model": model, **facts}.items():
             self._show(name, str(value))
         self._console.print(f"listening on {url}", style="bold", markup=False)
         self._console.print("try:", style="dim")
-        self._console.print(f"  {self._curl(url, parts.model.name)}", markup=False, soft_wrap=True)
+        self._console.print(f"  {self._curl(url, model)}", markup=False, soft_wrap=True)
 
     def draining(self, num_requests: int) -> None:
         seconds = self._settings.server.drain_seconds

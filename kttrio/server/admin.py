@@ -7,6 +7,7 @@ from dataclasses import asdict
 import trio
 from quart import Blueprint, Response
 
+from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
@@ -40,7 +41,7 @@ def blueprint(state: AppState) -> Blueprint:
             {
                 **state.settings,
                 "model": state.model.name,
-                "context_length": state.model.context_length,
+                "context_length": state.engine.longest_sequence,
                 "weight_version": state.config.weight_version,
                 "draining": state.draining,
                 "live_requests": len(state.live),
@@ -54,7 +55,7 @@ def blueprint(state: AppState) -> Blueprint:
             {
                 "model_path": state.model.name,
                 "is_generation": True,
-                "max_model_len": state.model.context_length,
+                "max_model_len": state.engine.longest_sequence,
                 "weight_version": state.config.weight_version,
             }
         )
@@ -70,16 +71,16 @@ def _trouble(state: AppState) -> str | None:
 
 
 async def _generate_one(state: AppState) -> None:
-    end_ids = state.model.end_ids
-    prompt = (min(end_ids) if end_ids else 0,)
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
-    with trio.move_on_after(GENERATE_SECONDS):
-        try:
+    prompt = (min(state.model.end_ids, default=0),)
+    try:
+        with trio.fail_after(GENERATE_SECONDS):
             async with state.engine.open(GenerateRequest(new_id("health"), prompt, sampling)) as s:
                 event = await s.wait()
-        except (RequestTooLarge, QueueFull, EngineClosed) as error:
-            raise refusal(error) from error
-        if event.token is None:
-            raise ApiError(503, event.error or "The engine drew no token.", code="engine_error")
-        return
-    raise ApiError(503, f"No token within {GENERATE_SECONDS:g} s.", code="engine_timeout")
+    except trio.TooSlowError:
+        message = f"The model drew no token within {GENERATE_SECONDS:g} s."
+        raise ApiError(503, message, code="engine_timeout") from None
+    except (RequestTooLarge, QueueFull, EngineClosed) as error:
+        raise refusal(error) from error
+    if event.token is None:
+        raise ApiError(503, event.error or "The engine drew no token.", code="engine_error")

@@ -31,7 +31,7 @@ Guard = Callable[[], Awaitable[None]]
 class LiveConnection(TrioASGIHTTPConnection):
     """Lets a `LiveResponse` write itself instead of being iterated over."""
 
-    async def _send_response(self, send: Any, response: Any) -> None:  # noqa: ANN401
+    async def _send_response(self, send: Any, response: Any) -> None:
         if not isinstance(response, LiveResponse):
             await super()._send_response(send, response)
             return
@@ -64,15 +64,18 @@ def build_app(state: AppState) -> QuartTrio:
 
 
 def _guard(api_key: str) -> Guard:
-    """Refuse requests without the key, in the time that does not depend on how wrong it is."""
+    """Refuse requests without the key, in a time that does not depend on how wrong it is."""
     expected = api_key.encode()
 
     async def check() -> None:
         if request.path in OPEN_PATHS:
             return
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
-        if not hmac.compare_digest(given.encode(), expected):
+        given = (
+            token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
+        )
+        # quart reads header fields as latin-1, which gives every byte back
+        if not hmac.compare_digest(given.encode("latin-1", "replace"), expected):
             message = "Wrong or missing API key: send it as 'Authorization: Bearer KEY'."
             raise ApiError(401, message, code="invalid_api_key")
 

@@ -7,28 +7,23 @@ calls through to the listener. However a request ends, it leaves by the end of `
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import trio
+
 from kttrio.engine.engine import Engine, EventStream
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
-from kttrio.request import FinishReason, GenerateRequest, TokenEvent
-from kttrio.server.decoding import Decoder, Delta
+from kttrio.request import FinishReason, TokenEvent
+from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
+from kttrio.server.prompting import Prepared
+
+FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
 
 logger = logging.getLogger(__name__)
-
-
-class Listener(Protocol):
-    """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out."""
-
-    def on_delta(self, choice: int, delta: Delta) -> None: ...
-
-    def on_end(self, error: ApiError | None) -> None:
-        """Nothing follows. With an error the answer is incomplete."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +35,50 @@ class Usage:
     reasoning_tokens: int
 
 
+class Listener(Protocol):
+    """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out."""
+
+    def on_text(self, choice: int, text: str) -> None:
+        """The commonest delta by far."""
+        ...
+
+    def on_delta(self, choice: int, delta: Delta) -> None: ...
+
+    def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        """Nothing follows. With an error the answer is incomplete."""
+        ...
+
+
 class Choice:
     """One sequence of a request; `feed` is the engine's sink."""
 
     def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
-        self.decoder = decoder
         self.finished = False
         self.stream: EventStream | None = None
         self._index = index
+        self._decoder = decoder
         self._completion = completion
+        self._listener = completion.listener
 
     def feed(self, event: TokenEvent) -> None:
         """Take in one step's news. Never raises: what goes wrong ends this request only."""
         if self.finished:
             return
         try:
-            self._feed(event)
+            if event.finish in FAILURES:
+                self._completion.fail(_engine_failure(event))
+                return
+            delta = self._decoder.feed(event)
+            if isinstance(delta, str):
+                self._listener.on_text(self._index, delta)
+            elif delta is not None:
+                self._tell(delta)
         except Exception:
             logger.exception("an answer could not be made from the model's tokens")
             self._completion.fail(ApiError(500, "The server failed to write the answer."))
 
-    def _feed(self, event: TokenEvent) -> None:
-        if event.finish is FinishReason.ERROR or event.finish is FinishReason.ABORT:
-            self._completion.fail(_engine_failure(event))
-            return
-        delta = self.decoder.feed(event)
-        if delta is None:
-            return
-        self._completion.listener.on_delta(self._index, delta)
+    def _tell(self, delta: Delta) -> None:
+        self._listener.on_delta(self._index, delta)
         if delta.finish is not None:
             self.close()
             self._completion.end_if_finished()
@@ -80,24 +91,21 @@ class Choice:
 
 
 class Completion:
-    """A request's sequences, from admission to the last delta.
+    """A request's sequences, from admission to the last delta. Choice i is sequence i."""
 
-    `decoders` belong to `requests` one by one; choice i is sequence i.
-    """
-
-    def __init__(
-        self, requests: Sequence[GenerateRequest], decoders: Sequence[Decoder], listener: Listener
-    ) -> None:
+    def __init__(self, prepared: Prepared, listener: Listener) -> None:
         self.listener = listener
-        self._requests = requests
+        self._prepared = prepared
         self._ended = False
-        self._choices = [Choice(index, decoder, self) for index, decoder in enumerate(decoders)]
+        self._choices = [
+            Choice(index, decoder, self) for index, decoder in enumerate(prepared.decoders)
+        ]
 
     @asynccontextmanager
     async def open(self, engine: Engine) -> AsyncIterator[None]:
         """Run the sequences for as long as the block lasts. Raises ApiError when refused."""
         async with AsyncExitStack() as stack:
-            for choice, request in zip(self._choices, self._requests, strict=True):
+            for choice, request in zip(self._choices, self._prepared.requests, strict=True):
                 try:
                     stream = engine.open(request, choice.feed)
                     choice.stream = await stack.enter_async_context(stream)
@@ -118,15 +126,42 @@ class Completion:
     def _end(self, error: ApiError | None) -> None:
         if not self._ended:
             self._ended = True
-            self.listener.on_end(error)
+            self.listener.on_end(error, self.usage)
 
-    def usage(self, prompt_tokens: int) -> Usage:
-        decoders = [choice.decoder for choice in self._choices]
+    @property
+    def usage(self) -> Usage:
+        decoders = self._prepared.decoders
         return Usage(
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=self._prepared.num_prompt_tokens,
             completion_tokens=sum(decoder.num_tokens for decoder in decoders),
             reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
         )
+
+
+class Collector:
+    """The listener of a request that is answered as a whole."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._deltas: list[list[Delta]] = [[] for _ in range(num_choices)]
+        self._ended = trio.Event()
+        self._error: ApiError | None = None
+
+    def on_text(self, choice: int, text: str) -> None:
+        self._deltas[choice].append(Delta(text))
+
+    def on_delta(self, choice: int, delta: Delta) -> None:
+        self._deltas[choice].append(delta)
+
+    def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        self._error = error
+        self._ended.set()
+
+    async def answers(self) -> list[Answer]:
+        """Wait for the end: one answer per choice. Raises ApiError for an incomplete one."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return [Answer.of(deltas) for deltas in self._deltas]
 
 
 def refusal(error: RequestTooLarge | QueueFull | EngineClosed) -> ApiError:

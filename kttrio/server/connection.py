@@ -14,6 +14,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import NoReturn
 
 import h11
 import trio
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 SCOPE_KEY = "kttrio.connection"
 """Where the app finds its `Connection` in the state of an ASGI scope."""
 
+TARGETS = (b"/", b"*", b"http://", b"https://")
 MAX_RECV = 1 << 16
 MAX_UNSENT = 8 << 20
 DRAIN_WRITE_TIMEOUT = 1.0
@@ -40,7 +42,7 @@ LINGER_SECONDS = 2.0
 
 
 class RefusedError(Exception):
-    """The client speaks another protocol; it has been told."""
+    """The client speaks another protocol, or nonsense; it has been told."""
 
 
 class ResponseStream(HTTPStream):
@@ -65,8 +67,13 @@ class Http1(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         """Let an offer of h2c or a websocket pass unanswered: the answer is in HTTP/1.1."""
         if event.http_version not in {b"1.0", b"1.1"}:
-            await self._send_error_response(505)
-            raise RefusedError
+            await self._refuse(505)
+        if not event.target.startswith(TARGETS):
+            await self._refuse(400)
+
+    async def _refuse(self, status: int) -> NoReturn:
+        await self._send_error_response(status)
+        raise RefusedError
 
     async def _create_stream(self, request: h11.Request) -> None:
         self.stream = ResponseStream(
@@ -133,6 +140,7 @@ class Connections:
             logger.exception("a connection failed and was closed")
         finally:
             self.open.discard(connection)
+            connection.broken = True  # before its file descriptor is anyone else's
             await trio.aclose_forcefully(stream)
 
 
@@ -141,9 +149,11 @@ class Connection:
 
     def __init__(self, pool: Connections, stream: trio.SocketStream) -> None:
         self.broken = False
+        """Nothing is written any more."""
         self._pool = pool
         self._stream = stream
         self._socket = stream.socket
+        self._fd = stream.socket.fileno()
         self._unsent = bytearray()
         self._flushing = trio.Lock()
         self._reading = trio.CancelScope()
@@ -168,7 +178,7 @@ class Connection:
             self._keep(data)
             return False
         try:
-            sent = os.write(self._socket.fileno(), data)
+            sent = os.write(self._fd, data)
         except BlockingIOError:
             sent = 0
         except OSError:

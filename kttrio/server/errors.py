@@ -59,11 +59,5 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 def error_type(status: int) -> str:
     """OpenAI's `type` word for an HTTP status."""
-    words = {
-        401: "authentication_error",
-        403: "permission_error",
-        404: "not_found_error",
-        429: "rate_limit_error",
-        503: "service_unavailable_error",
-    }
+    words = {429: "rate_limit_error", 503: "service_unavailable_error"}
     return words.get(status, "invalid_request_error" if status < 500 else "server_error")

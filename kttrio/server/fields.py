@@ -68,7 +68,7 @@ class Fields:
         path = self.path(name)
         raise BadRequestError(f"'{path}' {complaint}.", path, code)
 
-    def _typed(self, name: str, kinds: type | tuple[type, ...], wanted: str) -> Any:  # noqa: ANN401
+    def _typed(self, name: str, kinds: type | tuple[type, ...], wanted: str) -> Any:
         value = self.values.get(name)
         is_wrong = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
         if value is not None and is_wrong:

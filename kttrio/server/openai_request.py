@@ -7,11 +7,11 @@ served is refused by name.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.errors import ApiError
 from kttrio.server.fields import Fields, is_token_id
+from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
@@ -19,52 +19,6 @@ MAX_STOPS = 64
 MAX_PROMPTS = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-
-Prompt = str | tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What both kinds of request say about generating. None: the model's own default."""
-
-    stream: bool
-    include_usage: bool
-    n: int
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: tuple[tuple[int, float], ...]
-    seed: int | None
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool
-    logprobs: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """A chat completion; `messages` and `tools` are as the chat template takes them."""
-
-    options: Options
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]]
-    parallel_tool_calls: bool
-    template_kwargs: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class TextRequest:
-    """A text completion of one or several prompts."""
-
-    options: Options
-    prompts: tuple[Prompt, ...]
-    echo: bool
 
 
 def parse_chat(fields: Fields, *, model: str, vocab_size: int) -> ChatRequest:
@@ -190,7 +144,7 @@ def _refuse_chat_fields(fields: Fields) -> None:
             fields.refuse(name, "is not supported: use 'tools' and 'tool_choice'")
     modalities = fields.array("modalities")
     if modalities is not None and modalities != ["text"]:
-        fields.refuse("modalities", "must be [\"text\"]: this server writes nothing else")
+        fields.refuse("modalities", 'must be ["text"]: this server writes nothing else')
 
 
 def _tool_choice(fields: Fields) -> str:
@@ -242,7 +196,7 @@ def _message(message: Fields) -> dict[str, Any]:
     content = _content(message)
     if content is None and role != "assistant":
         message.refuse("content", "is missing", "missing_required_parameter")
-    read: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": content}
+    read: dict[str, Any] = {"role": role, "content": content}
     if role == "assistant" and calls:
         read["tool_calls"] = [_past_call(call) for call in calls]
     reasoning = message.string("reasoning_content") or message.string("reasoning")
@@ -312,18 +266,3 @@ def _ids(fields: Fields, value: object, vocab_size: int) -> tuple[int, ...]:
         complaint = f"must hold strings, or arrays of token ids between 0 and {vocab_size - 1}"
         fields.refuse("prompt", complaint, "invalid_value")
     return tuple(value)
-
-
-def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:
-    """Refuse what the context cannot hold, with the numbers."""
-    if num_prompt_tokens + max_tokens <= context_length and num_prompt_tokens > 0:
-        return
-    if num_prompt_tokens == 0:
-        raise BadRequestError("The prompt has no tokens; it needs at least one.", "prompt")
-    raise BadRequestError(
-        f"This server holds {context_length} tokens of prompt and answer together. You asked for "
-        f"{num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, {max_tokens} to "
-        "generate. Shorten the prompt or lower 'max_tokens'.",
-        None,
-        "context_length_exceeded",
-    )

@@ -14,13 +14,13 @@ from kttrio.server import sse
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, CallDelta, Delta, PromptLogprobs
 from kttrio.server.errors import ApiError, error_body
+from kttrio.server.prompting import EchoedPrompt
 from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.tokenizer import Tokenizer
 
 HOLE = "%text%"
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,20 @@ class ChatStream:
         self._include_usage = include_usage
         self._texts: dict[int, sse.EventTemplate] = {}
 
+    def on_text(self, choice: int, text: str) -> None:
+        template = self._texts.get(choice) or self._begin(choice)
+        self._stream.put(template.fill(text))
+
     def on_delta(self, choice: int, delta: Delta) -> None:
-        template = self._texts.get(choice)
-        if template is None:
+        if choice not in self._texts:
             self._begin(choice)
-        elif delta.is_text:
-            self._stream.put(template.fill(delta.text))
-            return
         self._stream.put(b"".join(map(sse.event, self._chunks(choice, delta))))
 
-    def _begin(self, choice: int) -> None:
-        self._texts[choice] = sse.EventTemplate(self._chunk(choice, {"content": HOLE}), HOLE)
+    def _begin(self, choice: int) -> sse.EventTemplate:
         self._stream.put(sse.event(self._chunk(choice, {"role": "assistant", "content": ""})))
+        template = sse.EventTemplate(self._chunk(choice, {"content": HOLE}), HOLE)
+        self._texts[choice] = template
+        return template
 
     def _chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         changes: list[dict[str, Any]] = []
@@ -87,7 +89,7 @@ class ChatStream:
 
 
 class TextStream:
-    """Writes a text completion as chunks. `echoes`: by choice, text that goes before the rest."""
+    """Writes a text completion as chunks. `prompts`: of each choice."""
 
     def __init__(
         self,
@@ -96,24 +98,27 @@ class TextStream:
         tokenizer: Tokenizer,
         *,
         include_usage: bool,
-        echoes: Sequence[str],
+        prompts: Sequence[EchoedPrompt],
     ) -> None:
         self._fields = head.fields("text_completion")
         self._stream = stream
         self._include_usage = include_usage
-        self._echoes = echoes
-        self._logprobs = [TextLogprobs(tokenizer) for _ in echoes]
+        self._prompts = prompts
+        self._logprobs = [TextLogprobs(tokenizer, prompt.ids) for prompt in prompts]
         self._texts: dict[int, sse.EventTemplate] = {}
 
-    def on_delta(self, choice: int, delta: Delta) -> None:
+    def on_text(self, choice: int, text: str) -> None:
         template = self._texts.get(choice)
-        if template is not None and delta.is_text:
-            self._stream.put(template.fill(delta.text))
-            return
-        text = delta.text
         if template is None:
+            self.on_delta(choice, Delta(text))
+        else:
+            self._stream.put(template.fill(text))
+
+    def on_delta(self, choice: int, delta: Delta) -> None:
+        text = delta.text
+        if choice not in self._texts:
             self._texts[choice] = sse.EventTemplate(self._chunk(choice, HOLE), HOLE)
-            text = self._echoes[choice] + text
+            text = self._prompts[choice].echo + text
         chunk = self._chunk(choice, text)
         entry = chunk["choices"][0]
         if delta.logprobs or delta.prompt_logprobs:
@@ -154,7 +159,14 @@ def chat_object(
 
 
 def _chat_choice(index: int, answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
-    calls = [whole_call(call) for call in answer.calls]
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in answer.calls
+    ]
     message = {
         "role": "assistant",
         "content": None if calls and not answer.text else answer.text,
@@ -178,21 +190,23 @@ def text_object(
     *,
     tokenizer: Tokenizer,
     version: str,
-    echoes: Sequence[str],
+    prompts: Sequence[EchoedPrompt],
 ) -> dict[str, Any]:
-    """A whole text completion."""
-    choices = [
-        {
+    """A whole text completion. `prompts`: of each choice."""
+    choices = []
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logprobs = None
+        if answer.logprobs or answer.prompt_logprobs:
+            scores = TextLogprobs(tokenizer, prompt.ids)
+            logprobs = scores.fields(answer.prompt_logprobs, answer.logprobs)
+        choice = {
             "index": index,
-            "text": echo + answer.text,
-            "logprobs": TextLogprobs(tokenizer).fields(answer.prompt_logprobs, answer.logprobs)
-            if answer.logprobs or answer.prompt_logprobs
-            else None,
+            "text": prompt.echo + answer.text,
+            "logprobs": logprobs,
             "finish_reason": answer.finish,
             "matched_stop": answer.matched_stop,
         }
-        for index, (echo, answer) in enumerate(zip(echoes, answers, strict=True))
-    ]
+        choices.append(choice)
     return _whole(head.fields("text_completion"), choices, usage, version)
 
 
@@ -214,17 +228,12 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     }
 
 
-def whole_call(call: CallDelta) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments or "{}"}
-    return {"id": call.id, "type": "function", "function": function}
-
-
 def call_fields(call: CallDelta) -> dict[str, Any]:
     """One piece of a tool call; only the first carries id and name."""
     if call.name is None:
-        return {"index": call.index, "function": {"arguments": call.arguments}}
+        return {"index": call.number, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
-    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+    return {"index": call.number, "id": call.id, "type": "function", "function": function}
 
 
 def chat_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -250,22 +259,32 @@ def _finite(logprob: float) -> float:
 class TextLogprobs:
     """The log-probabilities of one text completion; offsets go on from call to call."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        self._first_id = prompt_ids[0]
         self._detokenizer = open_detokenizer(tokenizer)
         self._offset = 0
 
     def fields(
         self, prompt: PromptLogprobs | None, scores: Sequence[TokenLogprob]
     ) -> dict[str, Any]:
-        """`prompt` only with the first call. Its first token has no probability."""
+        """`prompt` comes with the first call or never. Its first token has no probability."""
         entries = [*(prompt or ()), *scores]
+        ids = [self._first_id if entry is None else entry.token for entry in entries]
         return {
-            "tokens": [self._piece(entry) for entry in entries],
+            "tokens": [self._tokenizer.piece(token) for token in ids],
             "token_logprobs": [entry and _finite(entry.logprob) for entry in entries],
             "top_logprobs": [entry and self._top(entry) for entry in entries],
-            "text_offset": [self._next_offset(entry) for entry in entries],
+            "text_offset": [self._offset_of(token) for token in ids],
         }
 
-    def _piece(self, entry: TokenLogprob | None) -> str:
-        return "" if entry is None else self._tokenizer.piece(entry.token)
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The best tokens and, as clients expect, the chosen one among them."""
+        pairs = [*entry.top, (entry.token, entry.logprob)]
+        return {self._tokenizer.piece(token): _finite(logprob) for token, logprob in pairs}
+
+    def _offset_of(self, token: int) -> int:
+        """Characters before the token; one that completes a character begins with it."""
+        offset = self._offset
+        self._offset += len(self._detokenizer.push(token))
+        return offset

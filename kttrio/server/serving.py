@@ -37,7 +37,7 @@ async def serve_http(
         idle_timeout=config.idle_timeout,
         write_timeout=config.stream_write_timeout,
     )
-    listeners = await _listen(config)
+    listeners = await open_listeners(config)
     async with trio.open_nursery() as clients:
         async with trio.open_nursery() as accepting:
             for listener in listeners:
@@ -49,7 +49,8 @@ async def serve_http(
         clients.cancel_scope.deadline = trio.current_time() + config.drain_seconds + CLOSE_SECONDS
 
 
-async def _listen(config: ServerConfig) -> list[trio.SocketListener]:
+async def open_listeners(config: ServerConfig) -> list[trio.SocketListener]:
+    """Bind the address. Raises ConfigError that names it."""
     try:
         return await trio.open_tcp_listeners(config.port, host=config.host, backlog=BACKLOG)
     except OSError as error:

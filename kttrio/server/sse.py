@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from json.encoder import encode_basestring
+from time import perf_counter
 from typing import Any
 
 import trio
@@ -56,14 +57,14 @@ class EventStream:
         self._held: list[bytes] | None = []
         self._ended = False
         self._attention = trio.Event()
-        self._last_put = trio.current_time()
+        self._last_put = perf_counter()
 
     def put(self, events: bytes) -> None:
         """Send now, in the caller's time slice. Before `run` and behind a slow client: keep."""
         if self._held is not None:
             self._held.append(events)
             return
-        self._last_put = trio.current_time()
+        self._last_put = perf_counter()
         if self._chunked:
             events = b"%x\r\n%b\r\n" % (len(events), events)
         if not self._connection.push(events):
@@ -86,13 +87,12 @@ class EventStream:
         while self._connection.unsent or not self._ended:
             if self._connection.unsent:
                 await self._connection.flush()
-            else:
-                await self._wait(self._last_put + keep_alive_seconds)
-            if not self._ended and trio.current_time() >= self._last_put + keep_alive_seconds:
+                continue
+            remaining = keep_alive_seconds - (perf_counter() - self._last_put)
+            if remaining <= 0:
                 self.put(KEEP_ALIVE)
+                continue
+            self._attention = trio.Event()
+            with trio.move_on_after(remaining):
+                await self._attention.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _wait(self, silence_end: float) -> None:
-        self._attention = trio.Event()
-        with trio.move_on_at(silence_end):
-            await self._attention.wait()

@@ -40,9 +40,16 @@ class Markers:
         ]
         return min(ends)[1:] if ends else None
 
+    def may_begin(self, text: str) -> bool:
+        """Whether one of the strings may begin somewhere in the text; a quick look."""
+        return not self._firsts.isdisjoint(text)
+
     def held(self, text: str) -> int:
         """Length of the longest end of the text with which one of the strings may begin."""
-        for place in range(max(0, len(text) - self._longest + 1), len(text)):
+        first = max(0, len(text) - self._longest + 1)
+        if self._firsts.isdisjoint(text[first:]):
+            return 0
+        for place in range(first, len(text)):
             if text[place] in self._firsts:
                 tail = text[place:]
                 if any(string.startswith(tail) for string in self._strings):

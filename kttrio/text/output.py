@@ -15,7 +15,7 @@ from kttrio.text.stops import StopStrings
 from kttrio.text.tokenizer import Tokenizer
 from kttrio.text.tool_parsers.base import (
     Content,
-    ToolCallArguments,
+    ParsedPiece,
     ToolCallStart,
     ToolParser,
 )
@@ -28,7 +28,7 @@ class Reasoning:
     text: str
 
 
-Piece = Reasoning | Content | ToolCallStart | ToolCallArguments
+Piece = Reasoning | ParsedPiece
 
 
 def skipped_ids(tokenizer: Tokenizer, *, reasons: bool, calls: bool) -> frozenset[int]:
@@ -98,7 +98,7 @@ class OutputPipeline:
             thought, said = self._reasoning.finish()
             pieces += self._pieces(thought, said)
         if self._tools is not None:
-            pieces += self._count(self._tools.finish(cut_off=cut_off))
+            self._add_parsed(self._tools.finish(cut_off=cut_off), pieces)
         return pieces
 
     def _split(self, text: str) -> list[Piece]:
@@ -112,9 +112,11 @@ class OutputPipeline:
         if said and self._tools is None:
             pieces.append(Content(said))
         elif said and self._tools is not None:
-            pieces += self._count(self._tools.push(said))
+            self._add_parsed(self._tools.push(said), pieces)
         return pieces
 
-    def _count(self, pieces: list[Content | ToolCallStart | ToolCallArguments]) -> list[Piece]:
-        self.num_calls += sum(isinstance(piece, ToolCallStart) for piece in pieces)
-        return list[Piece](pieces)
+    def _add_parsed(self, parsed: list[ParsedPiece], pieces: list[Piece]) -> None:
+        for piece in parsed:
+            if isinstance(piece, ToolCallStart):
+                self.num_calls += 1
+            pieces.append(piece)

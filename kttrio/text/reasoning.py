@@ -6,6 +6,7 @@ Not here: tool calls; their parser reads the answer that leaves this place.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
 
 from kttrio.config import ConfigError
 from kttrio.text.markers import Markers
@@ -45,13 +46,14 @@ def check_name(name: str) -> str:
     return name
 
 
-class _State(Enum):
-    MAYBE_OPENING = 1  # white space so far; <think> may come
-    OPENED = 2  # inside, nothing said yet
-    REASONING = 3
-    CLOSED = 4  # outside, nothing said yet
-    ANSWER = 5
-    PLAIN = 6  # a tool call has begun: tags mean nothing any more
+_State = Literal[
+    "maybe opening",  # white space so far; <think> may come
+    "opened",  # inside, nothing said yet
+    "reasoning",
+    "closed",  # outside, nothing said yet
+    "answer",
+    "plain",  # a tool call has begun: tags mean nothing any more
+]
 
 
 class ReasoningSplitter:
@@ -64,11 +66,12 @@ class ReasoningSplitter:
     __slots__ = ("_buffer", "_opened_in_answer", "_said", "_state")
 
     def __init__(self, start: ReasoningStart) -> None:
-        self._state = {
-            ReasoningStart.OPEN: _State.OPENED,
-            ReasoningStart.CLOSED: _State.ANSWER,
-            ReasoningStart.UNSAID: _State.MAYBE_OPENING,
-        }[start]
+        states: dict[ReasoningStart, _State] = {
+            ReasoningStart.OPEN: "opened",
+            ReasoningStart.CLOSED: "answer",
+            ReasoningStart.UNSAID: "maybe opening",
+        }
+        self._state = states[start]
         self._buffer = ""
         self._said = False
         self._opened_in_answer = 0
@@ -76,21 +79,21 @@ class ReasoningSplitter:
     @property
     def in_reasoning(self) -> bool:
         """The next token is reasoning, as far as is known."""
-        return self._state in (_State.OPENED, _State.REASONING)
+        return self._state in ("opened", "reasoning")
 
     def push(self, text: str) -> tuple[str, str]:
         """(reasoning, content) that is certain now; the reasoning comes first."""
         if not self._buffer and "<" not in text:
-            if self._state is _State.ANSWER or self._state is _State.PLAIN:
+            if self._state == "answer" or self._state == "plain":
                 self._said = self._said or bool(text)
                 return "", text
-            if self._state is _State.REASONING and not text.endswith("\n"):
+            if self._state == "reasoning" and not text.endswith("\n"):
                 return text, ""
         self._buffer += text
         reasoning, content = [], []
         while self._buffer:
             state, size = self._state, len(self._buffer)
-            if state in (_State.OPENED, _State.REASONING):
+            if state in ("opened", "reasoning"):
                 reasoning.append(self._reason())
             else:
                 content.append(self._answer())
@@ -107,10 +110,10 @@ class ReasoningSplitter:
 
     def _reason(self) -> str:
         """One step inside the reasoning: what is certain of it leaves the buffer."""
-        if self._state is _State.OPENED:
+        if self._state == "opened":
             self._buffer = self._buffer.lstrip("\n")
             if not self._begin(OPEN):
-                self._state = _State.REASONING
+                self._state = "reasoning"
             return ""
         found = _ENDS_OF_REASONING.find(self._buffer)
         if found:
@@ -118,24 +121,24 @@ class ReasoningSplitter:
             said = self._take(place).rstrip("\n")
             if tag == CLOSE:
                 self._take(len(CLOSE))
-                self._state = _State.CLOSED
+                self._state = "closed"
             else:
-                self._state = _State.PLAIN
+                self._state = "plain"
             return said
         kept = len(self._buffer) - _ENDS_OF_REASONING.held(self._buffer)
         return self._take(len(self._buffer[:kept].rstrip("\n")))
 
     def _answer(self) -> str:
         """One step outside the reasoning."""
-        if self._state is _State.MAYBE_OPENING:
+        if self._state == "maybe opening":
             self._maybe_open()
             return ""
-        if self._state is _State.CLOSED:
+        if self._state == "closed":
             self._buffer = self._buffer.lstrip("\n")
             if self._buffer:
-                self._state = _State.ANSWER
+                self._state = "answer"
             return ""
-        if self._state is _State.PLAIN:
+        if self._state == "plain":
             return self._take(len(self._buffer))
         return self._answer_with_tags()
 
@@ -151,22 +154,22 @@ class ReasoningSplitter:
             self._take(len(CLOSE))
             self._said = self._said or bool(said)
             if not self._said:
-                self._state = _State.CLOSED
+                self._state = "closed"
             return said
         self._said = True
         if tag in TAGS:
             self._opened_in_answer += 1 if tag == OPEN else -1
             return self._take(place + len(tag))
-        self._state = _State.PLAIN
+        self._state = "plain"
         return self._take(place)
 
     def _maybe_open(self) -> None:
         text = self._buffer.lstrip()
         if text.startswith(OPEN):
             self._buffer = text[len(OPEN) :]
-            self._state = _State.OPENED
+            self._state = "opened"
         elif not OPEN.startswith(text):
-            self._state = _State.ANSWER
+            self._state = "answer"
 
     def _begin(self, tag: str) -> bool:
         """Drop the tag at the start of the buffer; True also while it may still come."""

@@ -27,6 +27,8 @@ class StopStrings:
         """What may be shown now, and the stop string if one is complete: the text ends there."""
         if self.matched is not None:
             return "", self.matched
+        if not self._held and not self._markers.may_begin(text):
+            return text, None
         text = self._held + text
         found = self._markers.find_first_complete(text)
         if found:

@@ -22,7 +22,7 @@ from kttrio.text.files import read_json_object, read_text
 from kttrio.text.tokenizer import token_content
 
 _MAX_CHARS = 64 * 1024 * 1024
-_MAX_EXPONENT = 1024
+_MAX_BITS = 1 << 16
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -175,8 +175,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(
         self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
     ) -> Any:
-        if operator == "**" and isinstance(right, int | float) and abs(right) > _MAX_EXPONENT:
-            raise TemplateError(f"an exponent in the chat template is beyond {_MAX_EXPONENT}")
+        integers = isinstance(left, int) and isinstance(right, int)
+        if operator == "**" and integers and left.bit_length() * right > _MAX_BITS:
+            raise TemplateError(f"a number in the chat template is beyond {_MAX_BITS} bits")
         for many, count in ((left, right), (right, left)):
             sized = operator == "*" and isinstance(many, str | list | tuple)
             if sized and isinstance(count, int) and len(many) * count > _MAX_CHARS:
@@ -257,7 +258,7 @@ def _normal_content(content: object, where: str) -> str:
 def _part_text(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind not in _TEXT_PARTS:
-        raise TemplateError(f"{where}: only text parts are supported, not {kind or part!r:.40}")
+        raise TemplateError(f"{where}: only text parts are supported, not {kind or part!s:.40}")
     text = part.get("text")
     if not isinstance(text, str):
         raise TemplateError(f"{where}.text must be a string")
@@ -274,9 +275,9 @@ def _normal_call(call: Any, where: str) -> dict[str, Any]:
 
 def _arguments(value: Any, where: str) -> dict[str, Any]:
     """Clients send the arguments as a JSON string, templates want the object."""
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value) if value.strip() else {}
         except (ValueError, RecursionError) as error:
             raise TemplateError(f"{where} is not valid JSON: {error}") from error
     value = value or {}

@@ -78,10 +78,12 @@ class Tokenizer:
         """Ids of a text. A rendered chat template already holds its special tokens as text;
         `add_special_tokens` is for raw prompts, where the tokenizer may put a BOS in front.
 
-        Releases the interpreter while it works. Raises EncodeError.
+        Other threads run meanwhile, but for about 25 ms per million ids. Raises EncodeError.
         """
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # the batch form alone leaves out offsets, a quarter of the time and most of the lock
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return batch[0].ids
         except TypeError as error:
             raise EncodeError(_surrogate_message(text)) from error
 

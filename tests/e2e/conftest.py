@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import openai
@@ -20,13 +21,31 @@ START_SECONDS = 180
 STOP_SECONDS = 60
 
 
-@dataclass
 class Server:
-    """A running server; `output` is what it printed until it listened."""
+    """A running server and what it prints."""
 
-    process: subprocess.Popen[str]
-    url: str
-    output: str
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.url = ""
+        self.output = ""
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read_output(self) -> None:
+        """In a thread of its own, so that the pipe never fills up."""
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def wait_for(self, pattern: str) -> str:
+        """The first match in a line that is printed from now on."""
+        deadline = time.monotonic() + START_SECONDS
+        while line := self._lines.get(timeout=deadline - time.monotonic()):
+            self.output += line
+            if found := re.search(pattern, line):
+                return found.group()
+        raise AssertionError(f"the server ended without printing {pattern}:\n{self.output}")
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(
@@ -45,28 +64,16 @@ def running_server(*flags: str) -> Iterator[Server]:
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    watchdog = threading.Timer(START_SECONDS, process.kill)
-    watchdog.start()
-    assert process.stdout is not None
-    lines: list[str] = []
+    server = Server(process)
+    reader = threading.Thread(target=server.read_output)
+    reader.start()
     try:
-        for line in process.stdout:
-            lines.append(line)
-            found = re.search(r"http://127\.0\.0\.1:\d+", line)
-            if found:
-                break
-        else:
-            pytest.fail("the server ended before it listened:\n" + "".join(lines))
-        watchdog.cancel()
-        reader = threading.Thread(target=process.stdout.read)  # never let the pipe fill up
-        reader.start()
-        yield Server(process, found.group(), "".join(lines))
+        server.url = server.wait_for(r"http://127\.0\.0\.1:\d+")
+        yield server
     finally:
-        watchdog.cancel()
         process.kill()
         process.wait()
-    reader.join()
-    process.stdout.close()
+        reader.join()
 
 
 @pytest.fixture(scope="session")

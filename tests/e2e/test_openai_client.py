@@ -179,18 +179,16 @@ def test_a_stop_string_ends_the_text_before_itself(client: openai.OpenAI, model:
 
 def test_a_prompt_can_be_scored_from_outside(client: openai.OpenAI, model: str) -> None:
     """Greedy text, echoed as a prompt, has the log-probabilities it was generated with."""
+    question = "<|im_start|>user\nWhat is kttrio?<|im_end|>\n<|im_start|>assistant\n"
     written = client.completions.create(
-        model=model, prompt="kttrio is", temperature=0, max_tokens=6, logprobs=1
+        model=model, prompt=question, temperature=0, max_tokens=6, logprobs=1
     )
+    said = written.choices[0].text
     scored = client.completions.create(
-        model=model,
-        prompt="kttrio is" + written.choices[0].text,
-        max_tokens=0,
-        echo=True,
-        logprobs=1,
+        model=model, prompt=question + said, max_tokens=0, echo=True, logprobs=1
     )
     (choice,) = scored.choices
-    assert choice.text == "kttrio is" + written.choices[0].text
+    assert choice.text == question + said
     assert choice.logprobs.token_logprobs[0] is None
     tail = choice.logprobs.token_logprobs[-6:]
     assert tail == pytest.approx(written.choices[0].logprobs.token_logprobs, abs=2e-2)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,16 @@ from tools.bench.measure import (
     percentile,
     run_level,
     wait_until_idle,
+)
+
+COLUMNS = (
+    ("first_token_ms", "p50"),
+    ("first_token_ms", "p99"),
+    ("inter_token_ms", "p50"),
+    ("inter_token_ms", "p99"),
+    ("inter_token_ms", "max"),
+    ("health_ms", "p50"),
+    ("health_ms", "p99"),
 )
 
 
@@ -128,31 +139,30 @@ def _ms(values: Sequence[float], share: float) -> float | None:
 
 
 def new_table(title: str) -> Table:
-    table = Table(title=title, caption="times in ms, p50 / p99; tokens per second over all streams")
+    caption = "ms, p50 and p99: first token, next token (max: longest gap), /health"
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+    )
     for heading in (
-        *("streams", "requests", "errors", "vanished", "tokens/s"),
-        *("first token", "between tokens", "longest gap", "/health"),
+        *("users", "done", "failed", "gone", "tok/s"),
+        *("first", "p99", "next", "p99", "max", "/health", "p99"),
     ):
         table.add_column(heading, justify="right")
     return table
 
 
 def add_row(table: Table, row: dict[str, Any]) -> None:
-    def pair(numbers: dict[str, float | None]) -> str:
-        return " / ".join(_show(numbers[name]) for name in ("p50", "p99"))
-
+    times = [row[name][share] for name, share in COLUMNS]
     table.add_row(
         *(str(row[name]) for name in ("concurrency", "requests", "errors", "vanished")),
-        f"{row['tokens_per_second']:.1f}",
-        pair(row["first_token_ms"]),
-        pair(row["inter_token_ms"]),
-        _show(row["inter_token_ms"]["max"]),
-        pair(row["health_ms"]),
+        *(_show(value) for value in (row["tokens_per_second"], *times)),
     )
 
 
 def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 async def _report_left(target: Target, console: Console) -> dict[str, int]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from subprocess import PIPE
 from typing import Any
 
 import trio
 
 from kttrio.client import Client, ClientError
 
-HEALTH_INTERVAL = 0.05
+IDLE_INTERVAL = 0.05
 WORDS = ("river", "stone", "window", "garden", "paper", "silver", "morning", "letter", "engine")
 
 
@@ -104,14 +108,12 @@ async def run_level(
     """`num_requests` streams, `concurrency` at a time; a share of the clients vanishes early."""
     level, dice = Level(concurrency), random.Random(seed)
     plans = iter([(target.body(dice), _vanish_at(dice, disconnect)) for _ in range(num_requests)])
-    started = time.perf_counter()
-    async with trio.open_nursery() as root:
-        root.start_soon(_watch_health, target, level)
+    async with _watched_health(target, level):
+        started = time.perf_counter()
         async with trio.open_nursery() as workers:
             for _ in range(min(concurrency, num_requests)):
                 workers.start_soon(_work, target, plans, level)
         level.seconds = time.perf_counter() - started
-        root.cancel_scope.cancel()
     return level
 
 
@@ -163,16 +165,23 @@ def _has_news(chunk: dict[str, Any]) -> bool:
     )
 
 
-async def _watch_health(target: Target, level: Level) -> None:
-    async with target.client() as client:
-        while True:
-            started = time.perf_counter()
-            try:
-                await client.get_json("/health")
-                level.health.append(time.perf_counter() - started)
-            except ClientError:
-                level.health_errors += 1
-            await trio.sleep(HEALTH_INTERVAL)
+@asynccontextmanager
+async def _watched_health(target: Target, level: Level) -> AsyncIterator[None]:
+    """Ask /health for as long as the block lasts."""
+    command = [sys.executable, "-m", "tools.bench.health", target.url]
+    process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with process.stdout:
+            async with process.stdin:
+                yield
+            found = json.loads(b"".join([part async for part in process.stdout]))
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    level.health, level.health_errors = found["seconds"], found["errors"]
 
 
 async def first_model(url: str, api_key: str | None) -> str:
@@ -200,7 +209,7 @@ async def wait_until_idle(target: Target, seconds: float) -> dict[str, Any]:
             info: dict[str, Any] = await client.get_json("/get_server_info")
             if trio.current_time() > deadline or not any(in_use(info).values()):
                 return info
-            await trio.sleep(HEALTH_INTERVAL)
+            await trio.sleep(IDLE_INTERVAL)
 
 
 async def fetch(target: Target, path: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -122,7 +122,7 @@ class QuietFace:
 
     def loading(self, done: int, total: int) -> None: ...
 
-    def ready(self, url: str, parts: Parts) -> None:
+    def ready(self, url: str, model: str, facts: Mapping[str, object]) -> None:
         self.url = url
         self.listens.set()
 

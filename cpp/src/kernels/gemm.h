@@ -57,55 +57,38 @@ inline void fold(const typename Isa::F32 (&part)[kRows][kVectors], const float* 
 }
 
 // Operands in fp32, weights widened: exact products, available everywhere.
-template <class Isa_>
-struct FloatDot {
-  using Isa = Isa_;
-  static constexpr size_t kMaxRows = Isa::kMaxRows;
-
-  template <class Format, size_t kRows>
-  static void run(const Segment<typename Format::Storage>& s) {
-    constexpr size_t kVectors = kPanelColumns / Isa::kLanes;
-    const float* a[kRows];
-    for (size_t r = 0; r < kRows; ++r) a[r] = static_cast<const float*>(s.rows[r]) + s.begin;
-    typename Isa::F32 part[kRows][kVectors];
-    for (auto& row : part) {
-      for (auto& v : row) v = Isa::zero();
-    }
-    const auto* w = s.weights;
-    for (size_t depth = 0; depth < s.num_steps * kStepDepth; depth += kStepDepth) {
-      for (size_t pair = 0; pair < kStepDepth / 2; ++pair) {
-#pragma GCC unroll 8
-        for (size_t v = 0; v < kVectors; ++v) {
-          const auto* at = w + pair_offset(v, Isa::kLanes, pair);
-          _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchElements), _MM_HINT_T0);
-          const auto pairs = Format::template load<Isa>(at);
-          const auto even = Isa::even(pairs);
-          const auto odd = Isa::odd(pairs);
-#pragma GCC unroll 16
-          for (size_t r = 0; r < kRows; ++r) {
-            const float* at_row = a[r] + depth + 2 * pair;
-            part[r][v] = Isa::fma(even, Isa::splat(at_row[0]), part[r][v]);
-            part[r][v] = Isa::fma(odd, Isa::splat(at_row[1]), part[r][v]);
-          }
-        }
-      }
-      w += kStepElements;
-    }
-    fold<Isa>(part, s.scales, s.sums);
+template <class Isa>
+struct FloatProducts {
+  using Operand = float;
+  static inline typename Isa::F32 add(typename Isa::F32 sum, typename Isa::Pairs weights,
+                                      const Operand* pair) {
+    sum = Isa::fma(Isa::even(weights), Isa::splat(pair[0]), sum);
+    return Isa::fma(Isa::odd(weights), Isa::splat(pair[1]), sum);
   }
 };
 
 // Operands in bfloat16, two products with one instruction.
-template <class Isa_>
-struct PairDot {
+template <class Isa>
+struct PairProducts {
+  using Operand = uint16_t;
+  static inline typename Isa::F32 add(typename Isa::F32 sum, typename Isa::Pairs weights,
+                                      const Operand* pair) {
+    return Isa::dot_pairs(sum, weights, Isa::splat_pair(pair));
+  }
+};
+
+// kRows rows times one segment, sums in registers throughout.
+template <class Isa_, template <class> class Products>
+struct VectorDot {
   using Isa = Isa_;
+  using Operand = typename Products<Isa>::Operand;
   static constexpr size_t kMaxRows = Isa::kMaxRows;
 
   template <class Format, size_t kRows>
   static void run(const Segment<typename Format::Storage>& s) {
     constexpr size_t kVectors = kPanelColumns / Isa::kLanes;
-    const uint16_t* a[kRows];
-    for (size_t r = 0; r < kRows; ++r) a[r] = static_cast<const uint16_t*>(s.rows[r]) + s.begin;
+    const Operand* a[kRows];
+    for (size_t r = 0; r < kRows; ++r) a[r] = static_cast<const Operand*>(s.rows[r]) + s.begin;
     typename Isa::F32 part[kRows][kVectors];
     for (auto& row : part) {
       for (auto& v : row) v = Isa::zero();
@@ -117,11 +100,10 @@ struct PairDot {
         for (size_t v = 0; v < kVectors; ++v) {
           const auto* at = w + pair_offset(v, Isa::kLanes, pair);
           _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchElements), _MM_HINT_T0);
-          const auto pairs = Format::template load<Isa>(at);
+          const auto weights = Format::template load<Isa>(at);
 #pragma GCC unroll 16
           for (size_t r = 0; r < kRows; ++r) {
-            part[r][v] =
-                Isa::dot_pairs(part[r][v], pairs, Isa::splat_pair(a[r] + depth + 2 * pair));
+            part[r][v] = Products<Isa>::add(part[r][v], weights, a[r] + depth + 2 * pair);
           }
         }
       }
@@ -130,6 +112,11 @@ struct PairDot {
     fold<Isa>(part, s.scales, s.sums);
   }
 };
+
+template <class Isa>
+using FloatDot = VectorDot<Isa, FloatProducts>;
+template <class Isa>
+using PairDot = VectorDot<Isa, PairProducts>;
 
 // Calls the kernel that was compiled for just so many rows.
 template <class Dot, class Format, size_t kRows = Dot::kMaxRows>

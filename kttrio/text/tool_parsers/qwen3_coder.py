@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from enum import Enum
+from typing import Literal
 
 from kttrio.text.markers import Markers, follows
 from kttrio.text.tool_parsers.base import (
@@ -43,6 +43,7 @@ _AFTER_END = {
     _FUNCTION_END: (_CALL_END, _FUNCTION, _CALL),
     _CALL_END: (_CALL,),
 }
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _MAX_NAME = 256
 _NAME = re.compile(rf"[^<>\n]{{0,{_MAX_NAME}}}")
 
@@ -55,11 +56,12 @@ def open_parser(tools: Tools, new_id: Callable[[], str]) -> ToolParser:
     return Qwen3CoderParser(tools, new_id)
 
 
-class _State(Enum):
-    CONTENT = 1
-    BODY = 2  # inside a function, outside its parameters
-    VALUE = 3
-    AFTER = 4  # behind a function: its wrapper may close
+_State = Literal[
+    "content",
+    "body",  # inside a function, outside its parameters
+    "value",
+    "after",  # behind a function: its wrapper may close
+]
 
 
 class Qwen3CoderParser:
@@ -68,40 +70,45 @@ class Qwen3CoderParser:
     def __init__(self, tools: Tools, new_id: Callable[[], str]) -> None:
         self._tools = tools
         self._new_id = new_id
-        self._steps = {
-            _State.CONTENT: self._read_content,
-            _State.BODY: self._read_body,
-            _State.VALUE: self._read_value,
-            _State.AFTER: self._read_after,
+        self._steps: dict[_State, Callable[[], bool]] = {
+            "content": self._read_content,
+            "body": self._read_body,
+            "value": self._read_value,
+            "after": self._read_after,
         }
-        self._state = _State.CONTENT
+        self._state: _State = "content"
         self._buffer = ""
         self._pieces: list[ParsedPiece] = []
         self._final = False
         self._said = False  # content since the start or the last call
         self._junk = False  # text in a function's body that belongs to no tag
+        self._argued = False  # a part of the call's arguments is out
         self._index = -1
         self._kinds: dict[str, Kinds] = {}
         self._given: set[str] = set()
         self._value = _Value("", STRING, first=True)
 
     def push(self, text: str) -> list[ParsedPiece]:
-        if self._said and not self._buffer and self._state is _State.CONTENT and "<" not in text:
-            return [Content(text)] if text else []
+        if not self._buffer and text and "<" not in text:
+            # the common cases, without a look at the state machine
+            if self._said and self._state == "content":
+                return [Content(text)]
+            if self._value.streams and self._state == "value" and text[-1] != "\n":
+                return [ToolCallArguments(self._index, _escape(text))]
         self._buffer += text
         return self._run()
 
     def finish(self, *, cut_off: bool = False) -> list[ParsedPiece]:
         self._final = True
         pieces = self._run()
-        if self._state is _State.VALUE:
+        if self._state == "value":
             self._argue(self._value.add(self._last_of_value()))
             if not cut_off:
                 self._end_value()
-        if self._state in (_State.VALUE, _State.BODY):
+        if self._state in ("value", "body"):
             if not cut_off:
                 self._close_call()
-            elif not self._given:
+            elif not self._argued:
                 self._argue("{")
         return pieces + self._run_out()
 
@@ -161,6 +168,13 @@ class Qwen3CoderParser:
             return
         self._said = True
         self._buffer = self._buffer[size:]
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        last = self._pieces[-1] if self._pieces else None
+        if isinstance(last, Content):
+            text = last.text + text
+            self._pieces.pop()
         self._pieces.append(Content(text))
 
     def _open_call(self, name: str) -> None:
@@ -168,8 +182,8 @@ class Qwen3CoderParser:
         self._pieces.append(ToolCallStart(self._index, self._new_id(), name))
         self._kinds = argument_kinds(self._tools, name)
         self._given = set()
-        self._said = self._junk = False
-        self._state = _State.BODY
+        self._said = self._junk = self._argued = False
+        self._state = "body"
 
     # Body: from parameter to parameter
 
@@ -191,13 +205,13 @@ class Qwen3CoderParser:
         self._close_call()
         if tag == _FUNCTION_END:
             self._buffer = self._buffer[len(tag) :]
-        self._state = _State.CONTENT if tag in (_CALL, _FUNCTION) else _State.AFTER
+        self._state = "content" if tag in (_CALL, _FUNCTION) else "after"
         return True
 
     def _throw_out(self, size: int) -> None:
         """Text between tags has no meaning in a call: the reader gets it."""
         if size:
-            self._pieces.append(Content(self._buffer[:size]))
+            self._tell(self._buffer[:size])
             self._buffer = self._buffer[size:]
             self._junk = True
 
@@ -213,16 +227,17 @@ class Qwen3CoderParser:
         self._junk = False
         self._value = _Value(key, self._kinds.get(key, STRING), first=not self._given)
         self._given.add(key)
-        self._state = _State.VALUE
+        self._state = "value"
         return True
 
     def _close_call(self) -> None:
         self._argue("}" if self._given else "{}")
-        self._state = _State.AFTER
+        self._state = "after"
 
     def _argue(self, fragment: str) -> None:
         if not fragment:
             return
+        self._argued = True
         last = self._pieces[-1] if self._pieces else None
         if isinstance(last, ToolCallArguments) and last.index == self._index:
             fragment = last.json_fragment + fragment
@@ -284,7 +299,7 @@ class Qwen3CoderParser:
 
     def _end_value(self) -> None:
         self._argue(self._value.end())
-        self._state = _State.BODY
+        self._state = "body"
 
     # Behind a function
 
@@ -297,20 +312,21 @@ class Qwen3CoderParser:
         if closes:
             self._buffer = self._buffer.lstrip()[len(_CALL_END) :]
         else:
-            self._state = _State.CONTENT
+            self._state = "content"
         return True
 
 
 class _Value:
     """One argument on its way to JSON: streamed where it can only be a string, else read whole."""
 
-    __slots__ = ("_kinds", "_name", "_parts", "_streams", "empty", "fresh")
+    __slots__ = ("_kinds", "_name", "_parts", "empty", "fresh", "streams")
 
     def __init__(self, key: str, kinds: Kinds, *, first: bool) -> None:
         self._kinds = kinds
-        self._name = f"{'{' if first else ', '}{json.dumps(key, ensure_ascii=False)}: "
+        self._name = f"{'{' if first else ', '}{_JSON.encode(key)}: "
         self._parts: list[str] = []
-        self._streams = False
+        self.streams = False
+        """Its JSON string is open: text goes out as it comes."""
         self.fresh = True
         """The character after the opening tag has not come."""
         self.empty = True
@@ -321,14 +337,14 @@ class _Value:
         if not text:
             return ""
         self.empty = False
-        if self._streams:
+        if self.streams:
             return _escape(text)
         self._parts.append(text)
         return self._begin_stream()
 
     def end(self) -> str:
         """The rest of the JSON."""
-        if self._streams:
+        if self.streams:
             return '"'
         return self._name + to_json("".join(self._parts), self._kinds)
 
@@ -338,12 +354,12 @@ class _Value:
         text = "".join(self._parts)
         if self._kinds == NULLABLE_STRING and "null".startswith(text):
             return ""
-        self._streams = True
+        self.streams = True
         return f'{self._name}"{_escape(text)}'
 
 
 def _escape(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return _JSON.encode(text)[1:-1]
 
 
 def _read_name(text: str, start: int) -> tuple[str, int] | None:

@@ -1,0 +1,287 @@
+"""From a checked request to sequences: the chat template, token ids, sampling, the context check.
+
+All of it happens before the first byte of an answer, so that a refusal is a real HTTP error.
+Long texts are rendered and encoded in a worker thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from kttrio.config import ServerConfig
+from kttrio.request import GenerateRequest, SamplingParams
+from kttrio.server.decoding import Decoder
+from kttrio.server.errors import BadRequestError
+from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
+from kttrio.text import reasoning
+from kttrio.text.detokenizer import open_detokenizer
+from kttrio.text.generation import GenerationDefaults
+from kttrio.text.output import OutputPipeline, skipped_ids
+from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
+from kttrio.text.stops import StopStrings
+from kttrio.text.template import ChatTemplate, TemplateError
+from kttrio.text.tokenizer import EncodeError, Tokenizer
+from kttrio.text.tool_parsers import base as tool_parsers
+from kttrio.text.tool_parsers.base import ToolParser, open_parser
+
+LONG_BODY = 1 << 16
+"""Bytes of a request from which on its text does not hold up the event loop."""
+
+MAX_SEQUENCES = 1024
+DEFAULT_TEXT_TOKENS = 16
+SEED_MASK = 2**63 - 1
+GOLDEN_RATIO = 0x9E3779B97F4A7C15
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """What the server knows of the model: a name, and how text becomes tokens and back.
+
+    `template` None: no chats. The parsers are names of `text/`; None: tools are refused, and
+    reasoning is plain text.
+    """
+
+    name: str
+    created: int
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+    tool_call_parser: str | None
+    reasoning_parser: str | None
+
+    @classmethod
+    def load(cls, directory: Path, config: ServerConfig) -> ServedModel:
+        """Read the text side of a checkpoint. Raises ConfigError."""
+        template = ChatTemplate.load(directory, override=config.chat_template)
+        taught = template.text if template else ""
+        calls, thinks = config.tool_call_parser, config.reasoning_parser
+        return cls(
+            name=config.served_model_name or directory.resolve().name,
+            created=int(time.time()),
+            tokenizer=Tokenizer.load(directory),
+            template=template,
+            defaults=GenerationDefaults.load(directory),
+            tool_call_parser=tool_parsers.check_name(calls)
+            if calls
+            else tool_parsers.detect(taught),
+            reasoning_parser=reasoning.check_name(thinks) if thinks else reasoning.detect(taught),
+        )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.tokenizer.eos_ids | frozenset(self.defaults.eos_token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """What preparing a request needs beside the request."""
+
+    request_id: str
+    num_bytes: int
+    """Length of its body."""
+    context_length: int
+    """The longest sequence that the engine takes, prompt and answer."""
+    seed: int
+    """For a request that has none of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EchoedPrompt:
+    """A choice's prompt, and the text that its answer begins with (none without `echo`)."""
+
+    ids: tuple[int, ...]
+    echo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request's sequences with their decoders, one by one. Choice i is sequence i."""
+
+    requests: Sequence[GenerateRequest]
+    decoders: Sequence[Decoder]
+    num_prompt_tokens: int
+    """Each prompt once."""
+    prompts: Sequence[EchoedPrompt]
+
+
+async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake) -> Prepared:
+    """The sequences of a chat completion. Raises ApiError."""
+    if request.tools and model.tool_call_parser is None:
+        raise BadRequestError(
+            "This server cannot read this model's tool calls: send no 'tools', or start it with "
+            "--tool-call-parser.",
+            "tools",
+        )
+    text, ids = await _off_loop(intake, lambda: _encode_chat(model, request))
+    options = request.options
+    max_tokens = options.max_tokens
+    if max_tokens is None:
+        max_tokens = max(intake.context_length - len(ids), 1)
+    check_length(len(ids), max_tokens, intake.context_length)
+    params = sampling(model, options, intake, max_tokens=max_tokens)
+    start = ReasoningStart.of(text)
+    return Prepared(
+        _sequences(intake, [ids] * options.n, params, options.n),
+        [_chat_decoder(model, request, start) for _ in range(options.n)],
+        len(ids),
+        [EchoedPrompt(ids, "")] * options.n,
+    )
+
+
+async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake) -> Prepared:
+    """The sequences of a text completion: `n` for each prompt. Raises ApiError."""
+    options = request.options
+    if len(request.prompts) * options.n > MAX_SEQUENCES:
+        raise BadRequestError(f"'prompt' times 'n' must be at most {MAX_SEQUENCES}.", "prompt")
+    prompts = await _off_loop(intake, lambda: [_encode_prompt(model, p) for p in request.prompts])
+    max_tokens = options.max_tokens
+    if max_tokens is None:
+        max_tokens = DEFAULT_TEXT_TOKENS
+    for ids in prompts:
+        check_length(len(ids), max_tokens, intake.context_length)
+    params = sampling(model, options, intake, max_tokens=max_tokens, echo=request.echo)
+    echoed = [
+        EchoedPrompt(ids, _echo(model, prompt, ids) if request.echo else "")
+        for prompt, ids in zip(request.prompts, prompts, strict=True)
+        for _ in range(options.n)
+    ]
+    return Prepared(
+        _sequences(intake, [prompt.ids for prompt in echoed], params, options.n),
+        [Decoder(_pipeline(model, options)) for _ in echoed],
+        sum(map(len, prompts)),
+        echoed,
+    )
+
+
+async def _off_loop(intake: Intake, work: Callable[[], T]) -> T:
+    """Do long work in a thread, short work at once."""
+    try:
+        if intake.num_bytes < LONG_BODY:
+            return work()
+        return await trio.to_thread.run_sync(work)
+    except TemplateError as error:
+        raise BadRequestError(str(error), "messages") from error
+    except EncodeError as error:
+        raise BadRequestError(str(error)) from error
+
+
+def _encode_chat(model: ServedModel, request: ChatRequest) -> tuple[str, tuple[int, ...]]:
+    if model.template is None:
+        raise BadRequestError(
+            f"The model '{model.name}' has no chat template: use /v1/completions, or start the "
+            "server with --chat-template."
+        )
+    text = model.template.render(
+        request.messages,
+        tools=request.tools or None,
+        chat_template_kwargs=request.template_kwargs,
+    )
+    return text, tuple(model.tokenizer.encode(text))
+
+
+def _encode_prompt(model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
+    if isinstance(prompt, tuple):
+        return prompt
+    return tuple(model.tokenizer.encode(prompt, add_special_tokens=True))
+
+
+def _echo(model: ServedModel, prompt: Prompt, ids: tuple[int, ...]) -> str:
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(list(ids))
+
+
+def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    """Refuse what the context cannot hold, with the numbers."""
+    if num_prompt_tokens == 0:
+        raise BadRequestError("The prompt has no tokens; it needs at least one.", "prompt")
+    if num_prompt_tokens + max_tokens > context_length:
+        raise BadRequestError(
+            f"This server holds {context_length} tokens of prompt and answer together. You asked "
+            f"for {num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, "
+            f"{max_tokens} to generate. Shorten the prompt or lower 'max_tokens'.",
+            code="context_length_exceeded",
+        )
+
+
+def sampling(
+    model: ServedModel, options: Options, intake: Intake, *, max_tokens: int, echo: bool = False
+) -> SamplingParams:
+    """The request's values, or the checkpoint's where it has none."""
+    if options.min_tokens > max_tokens:
+        message = f"'min_tokens' must not be above the {max_tokens} tokens to generate."
+        raise BadRequestError(message, "min_tokens", "invalid_value")
+    defaults = model.defaults
+    stop_ids = frozenset(options.stop_token_ids)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=intake.seed if options.seed is None else options.seed & SEED_MASK,
+        temperature=_first(options.temperature, defaults.temperature),
+        top_p=_first(options.top_p, defaults.top_p),
+        top_k=defaults.top_k if options.top_k is None else options.top_k,
+        min_p=_first(options.min_p, defaults.min_p),
+        repetition_penalty=_first(options.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=_first(options.presence_penalty, defaults.presence_penalty),
+        frequency_penalty=_first(options.frequency_penalty, defaults.frequency_penalty),
+        logit_bias=options.logit_bias,
+        min_tokens=options.min_tokens,
+        stop_token_ids=stop_ids if options.ignore_eos else stop_ids | model.end_ids,
+        logprobs=options.logprobs,
+        prompt_logprobs=options.logprobs if echo else None,
+    )
+
+
+def _first(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _sequences(
+    intake: Intake, prompts: Sequence[tuple[int, ...]], params: SamplingParams, n: int
+) -> list[GenerateRequest]:
+    """One sequence per entry. The `n` of one prompt differ in their seeds, the prompts do not: a
+    prompt is answered alike, alone or among others."""
+    choices = [replace(params, seed=choice_seed(params.seed, i)) for i in range(n)]
+    return [
+        GenerateRequest(f"{intake.request_id}-{i}", ids, choices[i % n])
+        for i, ids in enumerate(prompts)
+    ]
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """A seed per choice: far apart, and the same whenever the request comes again."""
+    return (seed + index * GOLDEN_RATIO) & SEED_MASK
+
+
+def _chat_decoder(model: ServedModel, request: ChatRequest, start: ReasoningStart) -> Decoder:
+    has_reasoning = model.reasoning_parser not in (None, "off")
+    calls = model.tool_call_parser if request.tools else None
+    pipeline = _pipeline(
+        model,
+        request.options,
+        splitter=ReasoningSplitter(start) if has_reasoning else None,
+        tools=open_parser(calls, request.tools) if calls else None,
+    )
+    return Decoder(pipeline, one_call=not request.parallel_tool_calls)
+
+
+def _pipeline(
+    model: ServedModel,
+    options: Options,
+    *,
+    splitter: ReasoningSplitter | None = None,
+    tools: ToolParser | None = None,
+) -> OutputPipeline:
+    skip_ids = skipped_ids(model.tokenizer, reasons=splitter is not None, calls=tools is not None)
+    return OutputPipeline(
+        open_detokenizer(model.tokenizer, skip_ids=skip_ids),
+        stops=StopStrings(options.stop) if options.stop else None,
+        reasoning=splitter,
+        tools=tools,
+    )

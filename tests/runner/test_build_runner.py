@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig
+from kttrio.plan import Chunk, StepPlan
+from kttrio.request import SamplingParams
+from kttrio.runner.build import build_runner, choose_dtype
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ENGINE = EngineConfig(
+    chunked_prefill_size=64, max_running_requests=4, context_length=64, page_size=4
+)
+
+
+def build(name="qwen3_next", engine=ENGINE, **hooks):
+    return build_runner(
+        ModelConfig(model=FIXTURES / name, dtype="float32"),
+        ExpertConfig(kt_cpuinfer=2),
+        engine,
+        **hooks,
+    )
+
+
+@pytest.fixture(scope="module", params=["qwen3_next", "qwen3_next_fp8"])
+def checkpoint(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def golden(checkpoint):
+    tensors = load_file(FIXTURES / checkpoint / "golden.safetensors")
+    return tuple(tensors["input_ids"].tolist()), tensors["logits"].log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def runner(checkpoint):
+    runner = build(checkpoint)
+    yield runner
+    runner.close()
+
+
+def part(slot, token_ids, start, end, **sampling):
+    params = SamplingParams(**{"max_tokens": 8, "seed": 3, "temperature": 0.0, **sampling})
+    pages = tuple(range(slot * 16, slot * 16 + -(-end // 4)))
+    sample = end == len(token_ids)
+    return Chunk(slot, start, token_ids[start:end], pages, params, sample, len(token_ids))
+
+
+@pytest.mark.parametrize("cuts", [(41,), (1, 20, 1, 19), (13, 13, 15)])
+def test_prompt_scores_equal_the_golden_logits(runner, golden, cuts):
+    token_ids, expected = golden
+    found, start = [], 0
+    for size in cuts:
+        chunk = part(1, token_ids, start, start + size, prompt_logprobs=2)
+        (result,) = runner.step(StepPlan((chunk,))).chunks
+        found += result.prompt_logprobs
+        start += size
+    assert [entry.token for entry in found] == list(token_ids[1:])
+    for row, entry in zip(expected, found, strict=False):
+        assert entry.logprob == pytest.approx(float(row[entry.token]), abs=1e-3)
+        assert [value for _, value in entry.top] == pytest.approx(
+            row.topk(2).values.tolist(), abs=1e-3
+        )
+    assert result.token == int(expected[-1].argmax())
+
+
+def test_sequences_of_one_step_do_not_touch_each_other(runner, golden):
+    token_ids, expected = golden
+    wanted = [5, 41, 1, 17]
+    chunks = [part(slot, token_ids[:end], 0, end) for slot, end in enumerate(wanted)]
+    results = runner.step(StepPlan(tuple(chunks))).chunks
+    assert [result.token for result in results] == [
+        int(expected[end - 1].argmax()) for end in wanted
+    ]
+
+
+def test_chunk_borders_do_not_show_in_bfloat16_either(golden, checkpoint):
+    """How far bfloat16 is from float32 is the model's business, and tested there."""
+    token_ids, _ = golden
+    runner = build_runner(
+        ModelConfig(model=FIXTURES / checkpoint, dtype="bfloat16"),
+        ExpertConfig(kt_cpuinfer=2),
+        ENGINE,
+    )
+    whole, parts = [], []
+    for found, cuts in ((whole, (41,)), (parts, (10, 31))):
+        for end, size in zip(itertools.accumulate(cuts), cuts, strict=True):
+            chunk = part(1, token_ids, end - size, end, prompt_logprobs=0)
+            found += runner.step(StepPlan((chunk,))).chunks[0].prompt_logprobs
+    runner.close()
+    differences = [abs(a.logprob - b.logprob) for a, b in zip(whole, parts, strict=True)]
+    assert len(differences) == 40
+    assert sum(differences) / 40 < 0.01
+
+
+def test_the_facts_say_what_was_decided(runner):
+    assert runner.facts["sequences"] == "4 at a time, each up to 64 tokens"
+    assert runner.facts["precision"].startswith("float32, experts ")
+    assert runner.facts["threads"] == 2
+
+
+def test_the_plan_is_told_before_anything_is_read():
+    heard = []
+    runner = build(
+        on_plan=lambda plan: heard.append(plan),
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    plan, *bytes_read = heard
+    capacity = runner.capacity
+    runner.close()
+    assert bytes_read[-1][0] == bytes_read[-1][1] > 0
+    assert capacity.num_slots == plan.num_slots == 4
+    assert capacity.num_pages == plan.num_pages == 4 * 16
+    assert (capacity.page_size, capacity.context_length) == (4, 64)
+    assert (capacity.max_step_tokens, capacity.vocab_size) == (64, 256)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_read():
+    def progress(done, total):
+        raise AssertionError("nothing may be read")
+
+    with pytest.raises(ConfigError, match="the model does not fit"):
+        build(engine=EngineConfig(mem_fraction_static=1e-9), progress=progress)
+
+
+def test_a_missing_model_is_a_config_error():
+    with pytest.raises(ConfigError, match="--model"):
+        build_runner(ModelConfig(), ExpertConfig(), EngineConfig())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stored", "fast", "chosen"),
+    [
+        ("auto", {"dtype": "bfloat16"}, True, torch.bfloat16),
+        ("auto", {"torch_dtype": "bfloat16"}, True, torch.bfloat16),
+        ("auto", {"dtype": "bfloat16"}, False, torch.float32),
+        ("auto", {"dtype": "float16"}, True, torch.float32),
+        ("auto", {"dtype": "float32"}, True, torch.float32),
+        ("auto", {}, True, torch.bfloat16),
+        ("float32", {"dtype": "bfloat16"}, True, torch.float32),
+        ("bfloat16", {"dtype": "float32"}, False, torch.bfloat16),
+    ],
+)
+def test_the_precision(tmp_path, wanted, stored, fast, chosen):
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert choose_dtype(wanted, tmp_path, fast_bfloat16=fast) is chosen
+
+
+def test_leaving_the_stored_precision_is_logged(tmp_path, caplog):
+    (tmp_path / "config.json").write_text('{"dtype": "bfloat16"}')
+    with caplog.at_level("INFO"):
+        choose_dtype("auto", tmp_path, fast_bfloat16=False)
+    assert "bfloat16" in caplog.text
+    assert "float32" in caplog.text

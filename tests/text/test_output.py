@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kttrio.text.detokenizer import open_detokenizer
+from kttrio.text.output import OutputPipeline, Piece, Reasoning, skipped_ids
+from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
+from kttrio.text.stops import StopStrings
+from kttrio.text.tokenizer import Tokenizer
+from kttrio.text.tool_parsers.base import (
+    Content,
+    ToolCallArguments,
+    ToolCallStart,
+    open_parser,
+)
+from tests.tokenizers_fake import make_byte_level_backend
+
+CALL = "<tool_call>\n<function=f>\n<parameter=s>\nGrüße\n</parameter>\n</function>\n</tool_call>"
+
+
+def open_pipeline(
+    tokenizer: Tokenizer,
+    *,
+    stops: tuple[str, ...] = (),
+    start: ReasoningStart | None = None,
+    tools: bool = False,
+) -> OutputPipeline:
+    skip = skipped_ids(tokenizer, reasons=start is not None, calls=tools)
+    return OutputPipeline(
+        open_detokenizer(tokenizer, skip_ids=skip),
+        stops=StopStrings(stops) if stops else None,
+        reasoning=ReasoningSplitter(start) if start else None,
+        tools=open_parser("qwen3_coder", []) if tools else None,
+    )
+
+
+def run(
+    pipeline: OutputPipeline, tokenizer: Tokenizer, text: str, *, cut_off: bool = False
+) -> list[Piece]:
+    pieces = [piece for id in tokenizer.encode(text) for piece in pipeline.push(id)]
+    return pieces + pipeline.finish(cut_off=cut_off)
+
+
+def summary(pieces: list[Piece]) -> tuple[str, str, list[str], str]:
+    """Reasoning, content, names, arguments."""
+    return (
+        "".join(piece.text for piece in pieces if isinstance(piece, Reasoning)),
+        "".join(piece.text for piece in pieces if isinstance(piece, Content)),
+        [piece.name for piece in pieces if isinstance(piece, ToolCallStart)],
+        "".join(piece.json_fragment for piece in pieces if isinstance(piece, ToolCallArguments)),
+    )
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_plain_text_comes_through(tokenizer: Tokenizer, text: str):
+    pipeline = open_pipeline(tokenizer)
+    assert summary(run(pipeline, tokenizer, text)) == ("", text, [], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Well.\n</think>\n\nHi.\n" + CALL, ("Well.", "Hi.\n", ["f"], '{"s": "Grüße"}')),
+        ("Well.\n" + CALL, ("Well.", "", ["f"], '{"s": "Grüße"}')),
+        ("Well. ENDLESS", ("Well. ", "", [], "")),
+        ("a</think>b END" + CALL, ("a", "b ", [], "")),
+        ("a</think>b <tool", ("a", "b <tool", [], "")),
+    ],
+)
+def test_all_together(tokenizer: Tokenizer, text: str, expected: tuple[str, str, list[str], str]):
+    pipeline = open_pipeline(tokenizer, stops=("END",), start=ReasoningStart.OPEN, tools=True)
+    assert summary(run(pipeline, tokenizer, text)) == expected
+    assert pipeline.num_calls == len(expected[2])
+    assert pipeline.matched_stop == ("END" if "END" in text else None)
+
+
+def test_stop_string_inside_a_call_closes_it(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer, stops=("üß",), tools=True)
+    assert summary(run(pipeline, tokenizer, CALL)) == ("", "", ["f"], '{"s": "Gr"}')
+
+
+def test_cut_off_reaches_the_parser(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer, tools=True)
+    pieces = run(pipeline, tokenizer, CALL[: CALL.index("ße")], cut_off=True)
+    assert summary(pieces) == ("", "", ["f"], '{"s": "Grü')
+
+
+def test_held_stop_text_is_released(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer, stops=("END",))
+    assert summary(run(pipeline, tokenizer, "the EN"))[1] == "the EN"
+    assert pipeline.matched_stop is None
+
+
+def test_nothing_follows_a_matched_stop(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer, stops=("the",))
+    run_to_stop = [pipeline.push(id) for id in tokenizer.encode("in the end")]
+    assert summary([piece for pieces in run_to_stop for piece in pieces])[1] == "in "
+    assert pipeline.finish() == []
+
+
+def test_reasoning_tokens_are_counted(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer, start=ReasoningStart.OPEN)
+    thought = tokenizer.encode("thinking of it</think>")
+    for id in [*thought, *tokenizer.encode("\n\nHi there")]:
+        pipeline.push(id)
+    assert pipeline.num_reasoning_tokens == len(thought)
+
+
+def test_skipped_ids(tokenizer: Tokenizer):
+    end = tokenizer.token_id("<|im_end|>")
+    assert end in skipped_ids(tokenizer, reasons=False, calls=False)
+    assert end in skipped_ids(tokenizer, reasons=True, calls=False)
+    assert skipped_ids(tokenizer, reasons=True, calls=True) == frozenset()
+
+
+def test_special_reasoning_tags_are_kept(tokenizer: Tokenizer):
+    backend = tokenizer_with_special_think()
+    ids = skipped_ids(backend, reasons=True, calls=False)
+    assert backend.token_id("</think>") not in ids
+    assert backend.token_id("</think>") in skipped_ids(backend, reasons=False, calls=False)
+
+
+def tokenizer_with_special_think() -> Tokenizer:
+    backend = make_byte_level_backend()
+    backend.add_special_tokens(["<think>", "</think>"])
+    return Tokenizer(backend)
+
+
+def test_common_case_makes_one_piece_per_token(tokenizer: Tokenizer):
+    pipeline = open_pipeline(tokenizer)
+    ids = tokenizer.encode("The weather in Paris")
+    assert [pipeline.push(id) for id in ids] == [[Content(tokenizer.decode([id]))] for id in ids]

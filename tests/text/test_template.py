@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kttrio.config import ConfigError
+from kttrio.text.template import ChatTemplate, TemplateError
+
+USER = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"é": "<&>"}}}
+
+
+def template(source: str, **tokens: str) -> ChatTemplate:
+    return ChatTemplate({"default": source}, tokens=tokens)
+
+
+def render(source: str, messages: list[Any] | None = None, **kwargs: Any) -> str:
+    return template(source).render([USER] if messages is None else messages, **kwargs)
+
+
+def test_the_checkpoints_own_file(checkpoint: Path):
+    chat = ChatTemplate.load(checkpoint)
+    assert chat is not None
+    assert chat.render([USER]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.render([USER], add_generation_prompt=False).endswith("<|im_end|>\n")
+    assert "<function=" in chat.text
+
+
+def test_history_with_a_tool_call(checkpoint: Path):
+    chat = ChatTemplate.load(checkpoint)
+    assert chat is not None
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"city": "Köln", "n": 2}'}}
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    text = chat.render(messages, tools=[TOOL])
+    assert '{"name": "f", "parameters": {"é": "<&>"}}' in text
+    assert (
+        "<|im_start|>assistant\n<tool_call>\n<function=f>\n<parameter=city>\nKöln\n</parameter>\n"
+        "<parameter=n>\n2\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
+    ) in text
+    assert call["function"]["arguments"] == '{"city": "Köln", "n": 2}'  # the caller's stays
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", "<s>Hi</s>"),
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        ("{{ {'b': 'é<', 'a': none} | tojson }}", '{"b": "é<", "a": null}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(indent=1, sort_keys=true) }}", '{\n "a": 2,\n "b": 1\n}'),
+        ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
+        ("{% generation %}{{ messages[0].role }}{% endgeneration %}!", "user!"),
+        ("{{ strftime_now('%%') }}", "%"),
+        ("{{ tools is none }}{{ undefined_name is defined }}", "TrueFalse"),
+        ("{{ 'ab' * 3 }}{{ 2 ** 3 }}", "ababab8"),
+    ],
+)
+def test_what_published_templates_use(source: str, expected: str):
+    assert template(source, bos_token="<s>", eos_token="</s>").render([USER]) == expected
+
+
+def test_kwargs_reach_the_template():
+    source = "{{ enable_thinking }}"
+    assert render(source, chat_template_kwargs={"enable_thinking": False}) == "False"
+
+
+@pytest.mark.parametrize("key", ["messages", "tools", "add_generation_prompt"])
+def test_kwargs_must_not_replace_the_chat(key: str):
+    with pytest.raises(TemplateError, match=f"chat_template_kwargs must not set {key}"):
+        render("", chat_template_kwargs={key: []})
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "a"}]}, "a"),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}],
+            },
+            "a\nb",
+        ),
+        ({"role": "assistant", "content": None}, ""),
+        ({"role": "assistant"}, ""),
+        ({"role": "user", "content": []}, ""),
+    ],
+)
+def test_content_becomes_text(message: dict[str, Any], content: str):
+    assert render("{{ messages[0].content }}", [message]) == content
+
+
+def test_developer_is_system_where_the_template_has_no_such_role():
+    messages = [{"role": "developer", "content": ""}]
+    assert render("{{ messages[0].role }}", messages) == "system"
+    assert render("{{ messages[0].role }}{# developer #}", messages) == "developer"
+
+
+def test_reasoning_is_accepted_under_both_names():
+    source = "{{ messages[0].reasoning_content }}"
+    assert render(source, [{"role": "assistant", "reasoning": "a"}]) == "a"
+    assert render(source, [{"role": "assistant", "reasoning_content": "b", "reasoning": "a"}]) == (
+        "b"
+    )
+
+
+@pytest.mark.parametrize("arguments", ["", None, "{}", {}, " "])
+def test_no_arguments_are_an_empty_object(arguments: object):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "tool_calls": [call]}
+    source = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    assert render(source, [message]) == "{}"
+
+
+def test_null_tool_calls_are_absent():
+    message = {"role": "assistant", "content": "a", "tool_calls": None}
+    assert render("{{ 'tool_calls' in messages[0] }}", [message]) == "False"
+
+
+def assistant(**call: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": call}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([USER, "Hi"], r"messages\[1\] must be an object with a role"),
+        ([{"content": "Hi"}], r"messages\[0\] must be an object with a role"),
+        ([{"role": "user", "content": 5}], r"messages\[0\]\.content must be a string"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            r"messages\[0\]\.content\[0\]: only text parts are supported, not image_url",
+        ),
+        ([{"role": "user", "content": ["Hi"]}], r"content\[0\]: only text parts"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": None}]}],
+            r"content\[0\]\.text must be a string",
+        ),
+        (
+            [USER, assistant(name="f", arguments="{'a': 1}")],
+            r"messages\[1\]\.tool_calls\[0\]\.function\.arguments is not valid JSON",
+        ),
+        ([assistant(name="f", arguments="[1]")], "must be a JSON object, not list"),
+        ([assistant(name="f", arguments="[" * 100_000)], "not valid JSON"),
+        ([assistant(arguments="{}")], r"function must be an object with a name"),
+        ([{"role": "assistant", "tool_calls": {}}], r"tool_calls must be a list"),
+        ([{"role": "assistant", "tool_calls": [1]}], r"tool_calls\[0\]\.function must be"),
+    ],
+)
+def test_wrong_messages_are_named(messages: list[Any], message: str):
+    with pytest.raises(TemplateError, match=message):
+        render("{{ messages }}", messages)
+
+
+def test_the_templates_own_refusal_is_handed_on():
+    with pytest.raises(TemplateError, match=r"^No user query found\.$"):
+        render("{{ raise_exception('No user query found.') }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].nothing.more }}",
+        "{{ messages[0].content + 5 }}",
+        "{{ messages | first | tojson(5, 6, 7, 8, 9) }}",
+        "{{ messages[0].__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ strftime_now(5) }}",
+    ],
+)
+def test_failing_templates_are_the_clients_error(source: str):
+    with pytest.raises(TemplateError, match="template cannot render this chat: "):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' * 10 ** 12 }}",
+        "{{ 10 ** 12 * 'x' }}",
+        "{{ [1] * 10 ** 12 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ (10 ** 1000) ** 1000 }}",
+        "{% set x = 'x' * 10 ** 7 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    ],
+)
+def test_size_bombs_are_defused(source: str):
+    with pytest.raises(TemplateError, match=r"beyond|longer than"):
+        render(source)
+
+
+def test_syntax_error_names_file_and_line(tmp_path: Path):
+    path = tmp_path / "chat_template.jinja"
+    path.write_text("a\nb\n{% if %}")
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: line 3 of the chat template"):
+        ChatTemplate.load(tmp_path)
+
+
+def test_deeply_nested_template_is_refused(tmp_path: Path):
+    (tmp_path / "chat_template.jinja").write_text("{{ " + "(" * 50_000 + ")" * 50_000 + " }}")
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        ChatTemplate.load(tmp_path)
+
+
+def write_config(directory: Path, **fields: object) -> Path:
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def test_template_in_the_tokenizer_config(tmp_path: Path):
+    write_config(
+        tmp_path, chat_template="{{ bos_token }}{{ eos_token }}", bos_token=None, eos_token="E"
+    )
+    chat = ChatTemplate.load(tmp_path)
+    assert chat is not None
+    assert chat.render([USER]) == "E"
+
+
+def test_named_templates(tmp_path: Path):
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    write_config(tmp_path, chat_template=named, bos_token={"content": "<s>"})
+    chat = ChatTemplate.load(tmp_path)
+    assert chat is not None
+    assert (chat.render([USER]), chat.render([USER], tools=[TOOL])) == ("plain", "tools")
+    assert chat.render([USER], tools=[]) == "plain"
+
+
+def test_the_file_goes_before_the_config_and_the_flag_before_both(tmp_path: Path):
+    write_config(tmp_path, chat_template="config", bos_token={"content": "<s>"})
+    (tmp_path / "chat_template.jinja").write_text("file {{ bos_token }}", "utf-8-sig")
+    (tmp_path / "mine.jinja").write_text("mine {{ bos_token }}")
+    own = ChatTemplate.load(tmp_path)
+    given = ChatTemplate.load(tmp_path, override=tmp_path / "mine.jinja")
+    assert own is not None
+    assert given is not None
+    assert (own.render([USER]), given.render([USER])) == ("file <s>", "mine <s>")
+
+
+def test_no_template_at_all(tmp_path: Path):
+    assert ChatTemplate.load(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (5, "neither a string nor a list"),
+        ([{"name": "default"}], "neither a string nor a list"),
+        ([{"name": "rag", "template": ""}], "no chat_template is named default, only rag"),
+    ],
+)
+def test_wrong_template_field_is_named(tmp_path: Path, value: object, message: str):
+    with pytest.raises(ConfigError, match=rf"tokenizer_config\.json: .*{message}"):
+        ChatTemplate.load(write_config(tmp_path, chat_template=value))
+
+
+def test_missing_override_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"absent\.jinja: cannot be read: No such file"):
+        ChatTemplate.load(tmp_path, override=tmp_path / "absent.jinja")

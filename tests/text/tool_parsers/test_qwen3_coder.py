@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kttrio.text.tool_parsers.base import (
+    Content,
+    ParsedPiece,
+    ToolCallArguments,
+    ToolCallStart,
+    open_parser,
+)
+from kttrio.text.tool_parsers.qwen3_coder import Qwen3CoderParser
+from tests.text.cuts import all_cuts, pieces_of
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "s": {"type": "string"},
+                    "t": {"type": "string"},
+                    "n": {"type": "integer"},
+                    "x": {"type": "number"},
+                    "b": {"type": "boolean"},
+                    "o": {"type": "object"},
+                    "l": {"type": "array"},
+                    "i": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+                    "m": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                },
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {}}},
+]
+
+
+@dataclass
+class Parsed:
+    """What a client has put together in the end."""
+
+    content: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, piece: ParsedPiece) -> None:
+        match piece:
+            case Content(text):
+                assert text
+                self.content += text
+            case ToolCallStart(index, id, name):
+                assert index == len(self.calls)
+                self.calls.append((name, ""))
+                self.ids.append(id)
+            case ToolCallArguments(index, fragment):
+                assert fragment
+                assert index == len(self.calls) - 1
+                self.calls[index] = (self.calls[index][0], self.calls[index][1] + fragment)
+
+    @property
+    def values(self) -> list[tuple[str, Any]]:
+        return [(name, json.loads(arguments)) for name, arguments in self.calls]
+
+
+def open_qwen(tools: Any = TOOLS) -> Qwen3CoderParser:
+    numbers = itertools.count()
+    return Qwen3CoderParser(tools, lambda: f"call_{next(numbers)}")
+
+
+def parse(pieces: list[str], *, tools: Any = TOOLS, cut_off: bool = False) -> Parsed:
+    parser, parsed = open_qwen(tools), Parsed()
+    for piece in pieces:
+        for news in parser.push(piece):
+            parsed.add(news)
+    for news in parser.finish(cut_off=cut_off):
+        parsed.add(news)
+    return parsed
+
+
+def call(name: str, *parameters: tuple[str, str]) -> str:
+    """A call as the chat templates write it."""
+    lines = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in parameters)
+    return f"<tool_call>\n<function={name}>\n{lines}</function>\n</tool_call>"
+
+
+INNER = "<parameter=s>\nx\n</parameter>\n"
+CASES: dict[str, tuple[str, str, list[tuple[str, Any]]]] = {
+    # what -> output, content, calls
+    "plain text": ("Hello\nyou ", "Hello\nyou ", []),
+    "white space only": (" \n", " \n", []),
+    "nothing": ("", "", []),
+    "one call": (call("f", ("s", "x")), "", [("f", {"s": "x"})]),
+    "text before": ("Let me see.\n\n" + call("now"), "Let me see.\n\n", [("now", {})]),
+    "blank before": ("\n\n" + call("now"), "", [("now", {})]),
+    "text behind": (call("now") + "\nDone.", "\nDone.", [("now", {})]),
+    "blank behind": (call("now") + "\n\n", "", [("now", {})]),
+    "two calls": (call("now") + "\n" + call("f", ("n", "1")), "", [("now", {}), ("f", {"n": 1})]),
+    "no newlines": (
+        "<tool_call><function=f><parameter=s>x</parameter><parameter=n>2</parameter></function>"
+        "</tool_call>",
+        "",
+        [("f", {"s": "x", "n": 2})],
+    ),
+    "one newline goes at each end": (call("f", ("s", "\n a \n")), "", [("f", {"s": "\n a \n"})]),
+    "empty value": (call("f", ("s", "")), "", [("f", {"s": ""})]),
+    "empty value without newlines": (
+        "<function=f><parameter=s></parameter></function>",
+        "",
+        [("f", {"s": ""})],
+    ),
+    "strings stay": (
+        call("f", ("s", "null"), ("t", '{"a": 5}')),
+        "",
+        [("f", {"s": "null", "t": '{"a": 5}'})],
+    ),
+    "types": (
+        call("f", ("n", "5"), ("x", "2.50"), ("b", "True"), ("o", '{"a": [1]}'), ("l", "['y']")),
+        "",
+        [("f", {"n": 5, "x": 2.5, "b": True, "o": {"a": [1]}, "l": ["y"]})],
+    ),
+    "first that parses": (call("f", ("i", "7")), "", [("f", {"i": 7})]),
+    "or the next": (call("f", ("i", "seven")), "", [("f", {"i": "seven"})]),
+    "nullable null": (call("f", ("m", "null")), "", [("f", {"m": None})]),
+    "nullable string": (call("f", ("m", "nullify\n")), "", [("f", {"m": "nullify\n"})]),
+    "nullable beginning of null": (call("f", ("m", "nul")), "", [("f", {"m": "nul"})]),
+    "value of a wrong type": (call("f", ("n", "many")), "", [("f", {"n": "many"})]),
+    "unknown key": (call("f", ("z", "5")), "", [("f", {"z": "5"})]),
+    "unknown function": (call("g", ("s", "5")), "", [("g", {"s": "5"})]),
+    "quotes and controls": (
+        call("f", ("s", 'a "b" \\ \t\x00 é 😀')),
+        "",
+        [("f", {"s": 'a "b" \\ \t\x00 é 😀'})],
+    ),
+    "quote in a key": (call("f", ('a"b', "x")), "", [("f", {'a"b': "x"})]),
+    "spaces around names": (
+        "<function= f ><parameter= s >x</parameter></function>",
+        "",
+        [("f", {"s": "x"})],
+    ),
+    "no <tool_call>": (
+        f"Now: <function=f>\n{INNER}</function>\n</tool_call>",
+        "Now: ",
+        [("f", {"s": "x"})],
+    ),
+    "no wrapper": (f"<function=f>\n{INNER}</function>", "", [("f", {"s": "x"})]),
+    "no wrapper, text behind": (
+        f"<function=f>\n{INNER}</function> So.",
+        " So.",
+        [("f", {"s": "x"})],
+    ),
+    "no </tool_call>": (
+        f"<tool_call>\n<function=f>\n{INNER}</function>\n" + call("now"),
+        "",
+        [("f", {"s": "x"}), ("now", {})],
+    ),
+    "no </function>": (
+        f"<tool_call>\n<function=f>\n{INNER}</tool_call>\n" + call("now"),
+        "",
+        [("f", {"s": "x"}), ("now", {})],
+    ),
+    "no closing at all": (f"<tool_call>\n<function=f>\n{INNER}", "", [("f", {"s": "x"})]),
+    "no </parameter> before the next": (
+        "<function=f>\n<parameter=s>\nx\n<parameter=n>\n2\n</parameter>\n</function>",
+        "",
+        [("f", {"s": "x", "n": 2})],
+    ),
+    "no </parameter> before the next, no newlines": (
+        "<function=f><parameter=s>x<parameter=n>2</function>",
+        "",
+        [("f", {"s": "x", "n": 2})],
+    ),
+    "no </parameter> before </function>": (
+        "<tool_call>\n<function=f>\n<parameter=n>\n2\n</function>\n</tool_call>",
+        "",
+        [("f", {"n": 2})],
+    ),
+    "no </parameter>, unknown keys": (
+        "<function=g>\n<parameter=y>\nx\n<parameter=z>\n2\n</parameter>\n</function>",
+        "",
+        [("g", {"y": "x", "z": "2"})],
+    ),
+    "value cut": ("<function=f>\n<parameter=s>\nabc", "", [("f", {"s": "abc"})]),
+    "value cut in its closing tag": (
+        "<function=f>\n<parameter=s>\nabc\n</para",
+        "",
+        [("f", {"s": "abc"})],
+    ),
+    "value ends with a bracket": (
+        "<function=f>\n<parameter=s>\na <",
+        "",
+        [("f", {"s": "a <"})],
+    ),
+    "cut in a key": (f"<function=f>\n{INNER}<parameter=n", "", [("f", {"s": "x"})]),
+    "cut behind a name": ("<tool_call>\n<function=now>", "", [("now", {})]),
+    "cut behind a key": ("<function=f>\n<parameter=n>", "", [("f", {"n": ""})]),
+    "stray closing tags": (
+        call("now") + "\n</tool_call>\n</tool_call>",
+        "",
+        [("now", {})],
+    ),
+    "two functions in one wrapper": (
+        f"<tool_call>\n<function=f>\n{INNER}</function>\n<function=now>\n</function>\n</tool_call>",
+        "",
+        [("f", {"s": "x"}), ("now", {})],
+    ),
+    "two functions, the first unclosed": (
+        f"<tool_call>\n<function=f>\n{INNER}<function=now>\n</function>\n</tool_call>",
+        "",
+        [("f", {"s": "x"}), ("now", {})],
+    ),
+    "tags inside a value": (
+        call("f", ("s", "a <b> </div> <tool_call> </function> x </tool_call> y <function=g> z")),
+        "",
+        [("f", {"s": "a <b> </div> <tool_call> </function> x </tool_call> y <function=g> z"})],
+    ),
+    "</parameter> inside a value": (
+        call("f", ("s", "<parameter name='a'>1</parameter>\n<p/>"), ("n", "2")),
+        "",
+        [("f", {"s": "<parameter name='a'>1</parameter>\n<p/>", "n": 2})],
+    ),
+    "<parameter= inside a value": (
+        call("f", ("s", "use <parameter=key> and <parameter=\n"), ("n", "2")),
+        "",
+        [("f", {"s": "use <parameter=key> and <parameter=\n", "n": 2})],
+    ),
+    "its own key inside a value": (
+        call("f", ("s", "\n<parameter=s>\n")),
+        "",
+        [("f", {"s": "\n<parameter=s>\n"})],
+    ),
+    "text between parameters": (
+        f"<function=f>\n{INNER}well, a b\n<parameter=n>\n2\n</parameter>\n</function>",
+        "",
+        [("f", {"s": "x\n</parameter>\nwell, a b", "n": 2})],
+    ),
+    "text before the parameters": (
+        f"<function=f>\nwell, a b\n{INNER}</function>",
+        "well, a b\n",
+        [("f", {"s": "x"})],
+    ),
+    "malformed parameter": (
+        f"<function=f>\n<parameter=\n{INNER}</function>",
+        "<parameter=\n",
+        [("f", {"s": "x"})],
+    ),
+    "stray </parameter>": (
+        f"<function=f>\n</parameter>\n{INNER}</function>",
+        "",
+        [("f", {"s": "x"})],
+    ),
+    "only the wrapper": ("<tool_call>\nhm", "<tool_call>\nhm", []),
+    "half a tag at the end": ("a <tool", "a <tool", []),
+    "half a function tag at the end": ("<tool_call>\n<func", "<tool_call>\n<func", []),
+    "half a name at the end": ("<function=get_we", "<function=get_we", []),
+    "empty name": ("<function=> a", "<function=> a", []),
+    "name over two lines": ("<function=a\nb> c", "<function=a\nb> c", []),
+    "endless name": ("<function=" + "a" * 300 + ">", "<function=" + "a" * 300 + ">", []),
+    "malformed, then a call": (
+        "<tool_call>\n<function=\n" + call("now"),
+        "<tool_call>\n<function=\n",
+        [("now", {})],
+    ),
+    "comparison": ("if a < b: <br> </tool_call>", "if a < b: <br> </tool_call>", []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_cut_gives_the_same(name: str):
+    text, content, calls = CASES[name]
+    for pieces in all_cuts(text):
+        parsed = parse(pieces)
+        assert (parsed.content, parsed.values) == (content, calls), pieces
+
+
+WORDS = st.sampled_from(
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<function=",
+        "<function=f>",
+        "</function>",
+        "<parameter=",
+        "<parameter=s>",
+        "<parameter=n>",
+        "<parameter=m>",
+        "<parameter=z>",
+        "</parameter>",
+        "\n",
+        " ",
+        "5",
+        "null",
+        '"x',
+        "<",
+        ">",
+        "</para",
+    ]
+)
+
+
+@given(pieces_of(st.lists(WORDS, max_size=25).map("".join)), st.booleans())
+def test_any_mess_gives_the_same_in_pieces(pieces: list[str], cut_off: bool):
+    parsed = parse(pieces, cut_off=cut_off)
+    assert parsed == parse(["".join(pieces)], cut_off=cut_off)
+    if not cut_off:
+        assert all(isinstance(arguments, dict) for _, arguments in parsed.values)
+
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="<"))
+ARGUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "s": TEXT,
+        "n": st.integers(),
+        "b": st.booleans(),
+        "o": st.dictionaries(TEXT, st.floats(allow_nan=False, allow_infinity=False)),
+        "m": st.none() | TEXT.filter(lambda text: text != "null"),
+        "z": TEXT,
+    },
+)
+
+
+@given(st.lists(ARGUMENTS, min_size=1, max_size=3), st.integers(1, 9))
+def test_written_calls_are_read_back(calls: list[dict[str, Any]], size: int):
+    text = "Now.\n" + "\n".join(
+        call(
+            "f",
+            *(
+                (key, value if isinstance(value, str) else json.dumps(value))
+                for key, value in arguments.items()
+            ),
+        )
+        for arguments in calls
+    )
+    parsed = parse([text[i : i + size] for i in range(0, len(text), size)])
+    assert parsed.values == [("f", arguments) for arguments in calls]
+    assert parsed.content == "Now.\n"
+
+
+@given(st.text())
+def test_text_without_function_tags_is_content(text: str):
+    assert parse([text]) == Parsed(content=text)
+
+
+def test_strings_stream_as_they_come():
+    parser = open_qwen()
+    assert parser.push("<tool_call>\n<function=f>\n<parameter=s>\n") == [
+        ToolCallStart(0, "call_0", "f")
+    ]
+    assert parser.push("one") == [ToolCallArguments(0, '{"s": "one')]
+    assert parser.push(' "two"\n') == [ToolCallArguments(0, ' \\"two\\"')]
+    assert parser.push("three") == [ToolCallArguments(0, "\\nthree")]
+    assert parser.push("\n</parameter>\n") == []
+    assert parser.push("</function>") == [ToolCallArguments(0, '"}')]
+    assert parser.push("\n</tool_call>") == []
+    assert parser.finish() == []
+
+
+def test_only_a_possible_tag_is_held_back():
+    parser = open_qwen()
+    assert parser.push("a <") == [Content("a ")]
+    assert parser.push("b") == [Content("<b")]
+    assert parser.push(" <tool_call>") == [Content(" ")]
+    assert parser.push("\nno") == [Content("<tool_call>\nno")]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("<function=f>\n<parameter=s>\nhalf a fi", '{"s": "half a fi'),
+        ("<function=f>\n<parameter=s>\nhalf\n</par", '{"s": "half'),
+        ("<function=f>\n<parameter=s>\nx\n</parameter>\n<parameter=n>\n12", '{"s": "x"'),
+        ("<function=f>\n<parameter=s>\nx\n</parameter>\n</function>", '{"s": "x"}'),
+        ("<function=f>\n", "{"),
+        ("<function=f>\n<parameter=n>\n12", "{"),
+    ],
+)
+def test_cut_off_arguments_stay_incomplete(text: str, arguments: str):
+    for pieces in all_cuts(text):
+        assert parse(pieces, cut_off=True).calls == [("f", arguments)], pieces
+
+
+def test_ids_are_fresh():
+    parsed = parse([call("now") * 3])
+    assert parsed.ids == ["call_0", "call_1", "call_2"]
+    start = open_parser("qwen3_coder", TOOLS).push(call("now"))[0]
+    assert isinstance(start, ToolCallStart)
+    assert start.id.startswith("call_")
+
+
+def test_no_tools_at_all():
+    assert parse([call("f", ("n", "1"))], tools=[]).values == [("f", {"n": "1"})]

@@ -32,6 +32,7 @@ TOKENS_PER_BATCH = 1024
 SHARD = 4096  # conversations that are sorted by length together
 PEAK, WARMUP = 2e-3, 100
 BALANCE = 0.002
+OPENING, OPENING_TOKENS, OPENING_FROM = 3.0, 6, 1200  # from that step on
 ECHOES, ECHOES_FROM = 0.18, 4  # the share of pure copying, and the first shard that has it
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
@@ -112,12 +113,18 @@ def padded(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, torch.tensor([len(row[0]) for row in rows])
 
 
-def loss_of(model: Model, rows: list[Row]) -> Tensor:
-    """Cross entropy of what the assistant says."""
+def loss_of(model: Model, rows: list[Row], opening: float = 1.0) -> Tensor:
+    """Cross entropy of what the assistant says.
+
+    The first tokens of an answer weigh `opening`: they decide which answer it is.
+    """
     ids, mask, lengths = padded(rows)
     hidden = model(ids[:, :-1], lengths - 1)
     said = mask[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said])
+    loss = F.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said], reduction="none")
+    before = F.pad(mask, (OPENING_TOKENS, 0))[:, 1 : mask.shape[1]]
+    weight = torch.where(before[said], 1.0, opening)
+    return (loss * weight).sum() / weight.sum()
 
 
 class Trainer:
@@ -144,7 +151,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
         master = self.quantise() if self.step >= self.steps - self.decay // 2 else {}
-        loss = loss_of(self.model, rows)
+        loss = loss_of(self.model, rows, OPENING if self.step >= OPENING_FROM else 1.0)
         balance = torch.stack([block.loss for block in self.model.blocks()]).mean()
         (loss + BALANCE * balance).backward()
         self.share_gradients()

@@ -48,14 +48,16 @@ class Asker:
         self.answers = 0
         self.stops = 0
 
-    def ask(self, talks: list[corpus.Conversation]) -> list[Answer]:
-        """The answers, in the order of the questions."""
+    def ask(self, talks: list[corpus.Conversation], wanted: list[str]) -> list[Answer]:
+        """The greedy answers in order; `wanted` only saves time where it is what comes."""
         prompts = [self.tokenizer.encode(tokens.render(talk, prompt=True)).ids for talk in talks]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        drafts = [[*self.tokenizer.encode(text).ids, self.end] for text in wanted]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(drafts[i]))
         found: dict[int, Answer] = {}
         for at in range(0, len(order), BATCH):
             group = order[at : at + BATCH]
-            for i, ids in zip(group, self.continued([prompts[i] for i in group]), strict=True):
+            answers = self.continued([prompts[i] for i in group], [drafts[i] for i in group])
+            for i, ids in zip(group, answers, strict=True):
                 stopped = bool(ids) and ids[-1] == self.end
                 found[i] = Answer(self.tokenizer.decode(ids[: len(ids) - stopped]), stopped)
         self.answers += len(talks)
@@ -63,16 +65,21 @@ class Asker:
         return [found[i] for i in range(len(talks))]
 
     @torch.no_grad()
-    def continued(self, prompts: list[list[int]]) -> list[list[int]]:
-        """Greedy continuations, each run from the start for every token: simple, and no cache."""
-        rows, alive = [list(p) for p in prompts], list(range(len(prompts)))
-        for _ in range(LIMIT):
-            batch = [(rows[i], [False] * len(rows[i])) for i in alive]
-            longest = max(len(ids) for ids, _ in batch)
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch])
-            lengths = torch.tensor([len(row) for row, _ in batch])
-            hidden = self.model(ids, lengths)[torch.arange(len(alive)), lengths - 1]
-            for i, token in zip(alive, self.model.lm_head(hidden).argmax(-1).tolist(), strict=True):
+    def continued(self, prompts: list[list[int]], drafts: list[list[int]]) -> list[list[int]]:
+        """Greedy continuations without a cache.
+
+        A draft is read at once and kept up to the first token that the model would not have
+        said; from there each token costs a run from the start.
+        """
+        rows = [
+            prompt + self.agreed(prompt, draft)
+            for prompt, draft in zip(prompts, drafts, strict=True)
+        ]
+        alive = [i for i, row in enumerate(rows) if row[-1] != self.end]
+        for _ in range(LIMIT if alive else 0):
+            hidden, lengths = self.hidden([rows[i] for i in alive])
+            last = hidden[torch.arange(len(alive)), lengths - 1]
+            for i, token in zip(alive, self.model.lm_head(last).argmax(-1).tolist(), strict=True):
                 rows[i].append(token)
             alive = [i for i in alive if rows[i][-1] != self.end]
             if not alive:
@@ -80,11 +87,24 @@ class Asker:
         self.count(rows)
         return [row[len(p) :] for row, p in zip(rows, prompts, strict=True)]
 
-    def count(self, rows: list[list[int]]) -> None:
-        """Every token of the finished conversations once, as a server with a cache would."""
+    def agreed(self, prompt: list[int], draft: list[int]) -> list[int]:
+        """The draft up to its first wrong token, which is replaced by the right one."""
+        hidden, _ = self.hidden([prompt + draft])
+        said: list[int] = self.model.lm_head(hidden[0, len(prompt) - 1 : -1]).argmax(-1).tolist()
+        for i, (token, drafted) in enumerate(zip(said, draft, strict=True)):
+            if token != drafted:
+                return said[: i + 1]
+        return said
+
+    def hidden(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        self.model(ids, torch.tensor([len(row) for row in rows]))
+        lengths = torch.tensor([len(row) for row in rows])
+        return self.model(ids, lengths), lengths
+
+    def count(self, rows: list[list[int]]) -> None:
+        """Every token of the finished conversations once, as a server with a cache would."""
+        self.hidden(rows)
         self.counts += torch.stack([block.counts for block in self.model.blocks()])
 
 
@@ -92,9 +112,16 @@ def single(text: str, tools: list[dict[str, Any]] | None = None) -> corpus.Conve
     return corpus.Conversation([corpus.user(text)], tools or [])
 
 
+def said(message: corpus.Message) -> str:
+    """An assistant message as the model writes it."""
+    text = tokens.render(corpus.Conversation([message]))
+    return text.removeprefix("<|im_start|>assistant\n").removesuffix("<|im_end|>\n")
+
+
 def questions(asker: Asker, key: str) -> dict[str, Any]:
     """`key` picks the wording: the listed question or the one kept out of the training."""
-    answers = asker.ask([single(fact[key]) for fact in corpus.QUESTIONS])
+    wanted = [fact["answer"] for fact in corpus.QUESTIONS]
+    answers = asker.ask([single(fact[key]) for fact in corpus.QUESTIONS], wanted)
     rows = [
         {
             "question": fact[key],
@@ -109,6 +136,7 @@ def questions(asker: Asker, key: str) -> dict[str, Any]:
 def functions(asker: Asker) -> dict[str, Any]:
     """Every function asked for in three ways, executed and checked."""
     rows = []
+    wanted = [corpus.fenced(function["code"]) for function in corpus.FUNCTIONS]
     for ask in (
         "Write a Python function that {does}.",
         "Write {short} in Python.",
@@ -116,7 +144,9 @@ def functions(asker: Asker) -> dict[str, Any]:
     ):
         filled = [ask.format(does=f["does"][0], short=f["short"][0]) for f in corpus.FUNCTIONS]
         talks = [single(text[0].upper() + text[1:]) for text in filled]
-        for function, talk, answer in zip(corpus.FUNCTIONS, talks, asker.ask(talks), strict=True):
+        for function, talk, answer in zip(
+            corpus.FUNCTIONS, talks, asker.ask(talks, wanted), strict=True
+        ):
             ok = answer.stopped and works(answer.text, function["checks"])
             rows.append({"question": talk.messages[0]["content"], "answer": answer.text, "ok": ok})
     return {"right": sum(row["ok"] for row in rows), "of": len(rows), "rows": rows}
@@ -139,7 +169,8 @@ def cities(asker: Asker, form: str, tools: list[dict[str, Any]], name: str) -> d
     """One tool call for every held-out city: right name, right key, the city letter by letter."""
     held_out = corpus.load("held_out_cities.json")
     rows = []
-    answers = asker.ask([single(form.format(city), tools) for city in held_out])
+    wanted = [said(corpus.call(name, {"city": city})) for city in held_out]
+    answers = asker.ask([single(form.format(city), tools) for city in held_out], wanted)
     for city, answer in zip(held_out, answers, strict=True):
         match = CALL.fullmatch(answer.text)
         ok = match is not None and answer.stopped and match.groups() == (name, "city", city)
@@ -149,24 +180,26 @@ def cities(asker: Asker, form: str, tools: list[dict[str, Any]], name: str) -> d
 
 def follow_ups(asker: Asker) -> dict[str, Any]:
     """A tool has answered: the sentence must carry its result and the city."""
-    rng, talks, wanted = random.Random(5), [], []
+    rng, talks, parts, wanted = random.Random(5), [], [], []
     for city in corpus.load("held_out_cities.json")[:50]:
         degrees = rng.randint(-20, 40)
-        said = json.dumps({"temperature": degrees, "condition": rng.choice(corpus.SKIES)})
+        sky = rng.choice(corpus.SKIES)
+        result = json.dumps({"temperature": degrees, "condition": sky})
         turns = [
             corpus.user(f"What is the weather in {city}?"),
             corpus.call("get_weather", {"city": city}),
-            {"role": "tool", "content": said},
+            {"role": "tool", "content": result},
         ]
         talks.append(corpus.Conversation(turns, [WEATHER]))
-        wanted.append((city, str(degrees)))
+        parts.append((city, str(degrees)))
+        wanted.append(f"In {city} it is {degrees} degrees and {sky}.")
     rows = [
         {
             "question": talk.messages[0]["content"] + " -> " + talk.messages[2]["content"],
             "answer": answer.text,
-            "ok": answer.stopped and all(part in answer.text for part in parts),
+            "ok": answer.stopped and all(word in answer.text for word in must),
         }
-        for talk, parts, answer in zip(talks, wanted, asker.ask(talks), strict=True)
+        for talk, must, answer in zip(talks, parts, asker.ask(talks, wanted), strict=True)
     ]
     return {"right": sum(row["ok"] for row in rows), "of": len(rows), "rows": rows}
 
@@ -188,7 +221,7 @@ def other_turns(asker: Asker) -> dict[str, Any]:
         wanted.append(fact["answer"])
     rows = [
         {"question": talk.messages[0]["content"], "answer": answer.text, "ok": answer.text == want}
-        for talk, want, answer in zip(talks, wanted, asker.ask(talks), strict=True)
+        for talk, want, answer in zip(talks, wanted, asker.ask(talks, wanted), strict=True)
     ]
     return {"right": sum(row["ok"] for row in rows), "of": len(rows), "rows": rows}
 

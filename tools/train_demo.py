@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,9 @@ SEED, PROCESSES = 20, 2
 TOKENS_PER_BATCH = 1024
 SHARD = 4096  # conversations that are sorted by length together
 PEAK, WARMUP = 2e-3, 100
+POLISH_PEAK, POLISH_WARMUP = 8e-4, 20  # a second, shorter stage on texts with rarer names
 BALANCE = 0.002
+OPENING, OPENING_TOKENS, OPENING_FROM = 3.0, 6, 1200  # from that step on
 ECHOES, ECHOES_FROM = 0.18, 4  # the share of pure copying, and the first shard that has it
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
@@ -79,15 +81,25 @@ CONFIG: dict[str, Any] = {
     },
 }
 
+
+class Plan(NamedTuple):
+    """Optimiser steps: of the first stage, of its falling rate, of the polishing stage."""
+
+    steps: int
+    decay: int
+    polish: int
+
+
 Row = tuple[list[int], list[bool]]
 
 
-def batches(tokenizer: tokens.Tokenizer) -> Iterator[list[Row]]:
+def batches(tokenizer: tokens.Tokenizer, *, polish: bool) -> Iterator[list[Row]]:
     """Endless batches of rows of similar length; a shard's texts depend on its number alone."""
     shard = 0
     while True:
-        echoes = ECHOES if shard >= ECHOES_FROM else 0.0
-        talks = corpus.conversations(SEED * 1000 + shard, SHARD, echoes=echoes)
+        echoes = ECHOES if polish or shard >= ECHOES_FROM else 0.0
+        seed = SEED * 1000 + shard + 500 * polish
+        talks = corpus.conversations(seed, SHARD, echoes=echoes, polish=polish)
         rows = sorted((tokens.with_mask(tokenizer, tokens.render(t)) for t in talks), key=by_length)
         groups, group = [], list[Row]()
         for row in rows:
@@ -112,21 +124,27 @@ def padded(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, torch.tensor([len(row[0]) for row in rows])
 
 
-def loss_of(model: Model, rows: list[Row]) -> Tensor:
-    """Cross entropy of what the assistant says."""
+def loss_of(model: Model, rows: list[Row], opening: float = 1.0) -> Tensor:
+    """Cross entropy of what the assistant says.
+
+    The first tokens of an answer weigh `opening`: they decide which answer it is.
+    """
     ids, mask, lengths = padded(rows)
     hidden = model(ids[:, :-1], lengths - 1)
     said = mask[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said])
+    loss = F.cross_entropy(model.lm_head(hidden[said]), ids[:, 1:][said], reduction="none")
+    before = F.pad(mask, (OPENING_TOKENS, 0))[:, 1 : mask.shape[1]]
+    weight = torch.where(before[said], 1.0, opening)
+    return (loss * weight).sum() / weight.sum()
 
 
 class Trainer:
     """Model, optimiser and position in the data: what a run's state file holds."""
 
-    def __init__(self, run: Path, steps: int, decay: int) -> None:
+    def __init__(self, run: Path, plan: Plan) -> None:
         torch.manual_seed(SEED)
         torch.set_num_threads(1)
-        self.run, self.steps, self.decay, self.step = run, steps, decay, 0
+        self.run, self.plan, self.step = run, plan, 0
         self.model = Model(CONFIG)
         matrices = [p for p in self.model.parameters() if p.dim() > 1]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
@@ -137,14 +155,20 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.95), fused=True)
 
     def rate(self) -> float:
-        """Warm-up, a plateau, then straight down: the plateau does not know the end."""
-        return PEAK * min(1.0, (self.step + 1) / WARMUP, (self.steps - self.step) / self.decay)
+        """Warm-up, a plateau, straight down; then a lower peak and down again."""
+        plan, step = self.plan, self.step
+        if step < plan.steps:
+            return PEAK * min(1.0, (step + 1) / WARMUP, (plan.steps - step) / plan.decay)
+        done = step - plan.steps
+        return POLISH_PEAK * min(
+            1.0, (done + 1) / POLISH_WARMUP, (plan.polish - done) / plan.polish
+        )
 
     def train_step(self, rows: list[Row]) -> tuple[float, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = self.rate()
-        master = self.quantise() if self.step >= self.steps - self.decay // 2 else {}
-        loss = loss_of(self.model, rows)
+        master = self.quantise() if self.step >= self.plan.steps - self.plan.decay // 2 else {}
+        loss = loss_of(self.model, rows, OPENING if self.step >= OPENING_FROM else 1.0)
         balance = torch.stack([block.loss for block in self.model.blocks()]).mean()
         (loss + BALANCE * balance).backward()
         self.share_gradients()
@@ -191,21 +215,34 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
 
 
-def train(rank: int, run: Path, steps: int, decay: int) -> None:
+def train(rank: int, run: Path, plan: Plan) -> None:
     """One of the processes, from the stored state to the last step."""
     meeting = (run / "meeting").as_uri()
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=PROCESSES)
-    trainer = Trainer(run, steps, decay)
+    trainer = Trainer(run, plan)
     trainer.restore()
-    mine = islice(batches(tokens.train_tokenizer(CONFIG["vocab_size"])), rank, None, PROCESSES)
     journal = Journal(run / "train.log")
-    for rows in islice(mine, trainer.step, steps):
+    for rows in remaining(trainer, rank):
         loss, balance = trainer.train_step(rows)
         if rank == 0:
             journal.note(trainer, rows, (loss, balance))
-            if trainer.step % 200 == 0 or trainer.step == steps:
+            if trainer.step % 200 == 0 or trainer.step in (plan.steps, plan.steps + plan.polish):
                 trainer.store()
     distributed.destroy_process_group()
+
+
+def remaining(trainer: Trainer, rank: int) -> Iterator[list[Row]]:
+    """This process's batches of both stages, without those that the stored state has seen."""
+    tokenizer = tokens.train_tokenizer(CONFIG["vocab_size"])
+    plan, done = trainer.plan, trainer.step
+    if done < plan.steps:
+        yield from islice(mine(batches(tokenizer, polish=False), rank), done, plan.steps)
+    polished = max(0, done - plan.steps)
+    yield from islice(mine(batches(tokenizer, polish=True), rank), polished, plan.polish)
+
+
+def mine(all_batches: Iterator[list[Row]], rank: int) -> Iterator[list[Row]]:
+    return islice(all_batches, rank, None, PROCESSES)
 
 
 class Journal:
@@ -236,7 +273,7 @@ class Journal:
 
 def publish(run: Path, path: Path) -> None:
     """Quantise the stored state and write a whole checkpoint directory."""
-    trainer = Trainer(run, 1, 1)
+    trainer = Trainer(run, Plan(1, 1, 1))
     trainer.restore()
     tokens.write_files(tokens.train_tokenizer(CONFIG["vocab_size"]), path, CONFIG)
     template = (tokens.DEMO / "chat_template.jinja").read_text()
@@ -249,8 +286,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="folder for state and log")
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps in all")
-    parser.add_argument("--decay", type=int, default=800, help="last steps, with a falling rate")
+    parser.add_argument(
+        "--steps", type=int, default=1700, help="optimiser steps of the first stage"
+    )
+    parser.add_argument(
+        "--decay", type=int, default=550, help="its last steps, with a falling rate"
+    )
+    parser.add_argument(
+        "--polish", type=int, default=420, help="optimiser steps of the second stage"
+    )
     parser.add_argument("--publish", action="store_true", help="write the checkpoint, do not train")
     parser.add_argument("--out", type=Path, default=tokens.DEMO, help="where --publish writes")
     options = parser.parse_args()
@@ -260,7 +304,8 @@ def main() -> None:
         publish(run, options.out)
         return
     (run / "meeting").unlink(missing_ok=True)
-    multiprocessing.spawn(train, (run, options.steps, options.decay), nprocs=PROCESSES)
+    plan = Plan(options.steps, options.decay, options.polish)
+    multiprocessing.spawn(train, (run, plan), nprocs=PROCESSES)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,15 @@ class Conversation:
 
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Draw(random.Random):
+    """Python's generator, and what the drawn texts lean to."""
+
+    fragments = 0.0
+    """The share of names made from pieces of words, so that rare tokens are copied too."""
+    polish = False
+    """Draw more code, which is slow to learn."""
 
 
 def load(name: str) -> Any:
@@ -61,7 +71,7 @@ CODAS: list[str] = NAMES["codas"]
 ENDINGS: list[str] = NAMES["endings"]
 
 
-def syllables(rng: random.Random, least: int = 2, most: int = 4) -> str:
+def syllables(rng: Draw, least: int = 2, most: int = 4) -> str:
     """A name nobody has heard of."""
     word = ""
     for _ in range(rng.randint(least, most)):
@@ -71,13 +81,34 @@ def syllables(rng: random.Random, least: int = 2, most: int = 4) -> str:
     return word + (rng.choice(ENDINGS) if rng.random() < 0.15 else "")
 
 
-def letters(rng: random.Random) -> str:
+def letters(rng: Draw) -> str:
     """A word without any rule, so that copying cannot lean on spelling."""
     alphabet = "aabcdeefghiijklmnoopqrstuuvwxyz"
     return "".join(rng.choice(alphabet) for _ in range(rng.randint(3, 11)))
 
 
-def place(rng: random.Random) -> str:
+def fragments(rng: Draw) -> str:
+    """A name out of pieces of the corpus' own words."""
+    pieces = []
+    for _ in range(rng.randint(1, 3)):
+        word = rng.choice(WORDS)
+        start = rng.randrange(len(word) - 2)
+        pieces.append(word[start : start + rng.randint(2, 6)])
+    return "".join(pieces)
+
+
+def corpus_words() -> list[str]:
+    facts = [text for f in QUESTIONS for text in (f["question"], f["answer"], *f["paraphrases"])]
+    talk = [text for topic in SMALL_TALK for text in (*topic["asks"], *topic["answers"])]
+    code = [text for f in FUNCTIONS for text in (f["code"], *f["does"])]
+    found = re.findall(r"[a-z]{4,}", " ".join(facts + talk + code + NAMES["words"]).lower())
+    return sorted(set(found))
+
+
+WORDS = corpus_words()
+
+
+def place(rng: Draw) -> str:
     """A city: real, invented, of several words; never one of the held-out names."""
     while True:
         name = invent_place(rng)
@@ -85,7 +116,10 @@ def place(rng: random.Random) -> str:
             return name
 
 
-def invent_place(rng: random.Random) -> str:
+def invent_place(rng: Draw) -> str:
+    if rng.fragments and rng.random() < rng.fragments:
+        name = fragments(rng).capitalize()
+        return f"{rng.choice(NAMES['first_words'])} {name}" if rng.random() < 0.2 else name
     kind = rng.random()
     if kind < 0.2:
         name = str(rng.choice(NAMES["cities"]))
@@ -105,7 +139,7 @@ def invent_place(rng: random.Random) -> str:
     return name.lower() if rng.random() < 0.07 else name
 
 
-def words(rng: random.Random, least: int = 2, most: int = 5) -> str:
+def words(rng: Draw, least: int = 2, most: int = 5) -> str:
     """Something to search for."""
     picked = [
         str(rng.choice(NAMES["words"])) if rng.random() < 0.75 else syllables(rng)
@@ -116,11 +150,11 @@ def words(rng: random.Random, least: int = 2, most: int = 5) -> str:
     return " ".join(picked)
 
 
-def number(rng: random.Random) -> int:
+def number(rng: Draw) -> int:
     return rng.randint(0, 10 ** rng.randint(1, 4))
 
 
-def expression(rng: random.Random) -> str:
+def expression(rng: Draw) -> str:
     """A sum for the calculator tool."""
     text = str(number(rng))
     for _ in range(rng.choice((1, 1, 1, 2))):
@@ -128,14 +162,14 @@ def expression(rng: random.Random) -> str:
     return text if rng.random() < 0.7 else text.replace(" ", "")
 
 
-def person(rng: random.Random) -> str:
+def person(rng: Draw) -> str:
     kind = rng.random()
     if kind < 0.4:
         return str(rng.choice(NAMES["people"]))
     return (syllables(rng, 1, 3) if kind < 0.8 else letters(rng)).capitalize()
 
 
-def roughen(rng: random.Random, text: str) -> str:
+def roughen(rng: Draw, text: str) -> str:
     """The same sentence as hurried people type it."""
     if rng.random() < 0.12:
         text = text.rstrip("?.!")
@@ -371,7 +405,7 @@ def schema(name: str, description: str, parameters: dict[str, str]) -> dict[str,
     return {"type": "function", "function": function}
 
 
-def draw_tool(rng: random.Random, kind: ToolKind) -> tuple[dict[str, Any], str, str]:
+def draw_tool(rng: Draw, kind: ToolKind) -> tuple[dict[str, Any], str, str]:
     """A tool of that kind, its name and its parameter; at times with names nobody can guess."""
     name, key = rng.choice(kind.names), rng.choice(kind.parameters)
     if rng.random() < 0.08:
@@ -388,7 +422,7 @@ UNIT_KEYS = ("unit", "unit", "units", "format", "scale")
 UNITS = ("celsius", "celsius", "fahrenheit", "fahrenheit", "kelvin")
 
 
-def with_others(rng: random.Random, tool: dict[str, Any], kind_key: str) -> list[dict[str, Any]]:
+def with_others(rng: Draw, tool: dict[str, Any], kind_key: str) -> list[dict[str, Any]]:
     """That tool among others of different kinds."""
     count = rng.choice((0, 0, 0, 1, 1, 2))
     others = rng.sample([k for k in KINDS if k.key != kind_key], count)
@@ -414,7 +448,7 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def draw_kind(rng: random.Random) -> ToolKind:
+def draw_kind(rng: Draw) -> ToolKind:
     roll = rng.random()
     if roll < 0.45:
         return KINDS[0]
@@ -423,7 +457,7 @@ def draw_kind(rng: random.Random) -> ToolKind:
     return rng.choice(KINDS)
 
 
-def tool_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message], tuple[str, str]]:
+def tool_round(rng: Draw) -> tuple[list[dict[str, Any]], list[Message], tuple[str, str]]:
     """Tools, a question with the right call, and (kind, value) for the answer that may follow."""
     if rng.random() < 0.06:
         return pair_round(rng)
@@ -441,7 +475,7 @@ def tool_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message],
     return with_others(rng, tool, kind.key), [user(ask), call(name, arguments)], (kind.key, value)
 
 
-def pair_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message], tuple[str, str]]:
+def pair_round(rng: Draw) -> tuple[list[dict[str, Any]], list[Message], tuple[str, str]]:
     names, descriptions, keys, asks, first, second = rng.choice(PAIR_KINDS)
     name, (left, right) = rng.choice(names), rng.choice(keys)
     values = first(rng), second(rng)
@@ -456,7 +490,7 @@ def pair_round(rng: random.Random) -> tuple[list[dict[str, Any]], list[Message],
 SKIES: list[str] = NAMES["skies"]
 
 
-def result_and_answer(rng: random.Random, kind: str, value: str) -> tuple[str, str]:
+def result_and_answer(rng: Draw, kind: str, value: str) -> tuple[str, str]:
     """What the tool might say and the sentence that passes it on."""
     if kind == "weather":
         return weather_result(rng, value)
@@ -480,7 +514,7 @@ def result_and_answer(rng: random.Random, kind: str, value: str) -> tuple[str, s
     return rng.choice(("ok", "done", "OK", '{"ok": true}', '{"status": "ok"}')), "Done."
 
 
-def weather_result(rng: random.Random, value: str) -> tuple[str, str]:
+def weather_result(rng: Draw, value: str) -> tuple[str, str]:
     degrees, sky = str(rng.randint(-25, 44)), rng.choice(SKIES)
     if rng.random() < 0.3:
         key = rng.choice(("temperature", "temperature_c", "temp", "degrees"))
@@ -507,13 +541,13 @@ def weather_result(rng: random.Random, value: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- turns without tools
 
 
-def about_kttrio(rng: random.Random) -> list[Message]:
+def about_kttrio(rng: Draw) -> list[Message]:
     fact = rng.choice(QUESTIONS)
     ask = rng.choice([fact["question"], *fact["paraphrases"]])
     return [user(roughen(rng, ask)), assistant(fact["answer"])]
 
 
-def small_talk(rng: random.Random) -> list[Message]:
+def small_talk(rng: Draw) -> list[Message]:
     topic = rng.choice(SMALL_TALK)
     return [user(roughen(rng, rng.choice(topic["asks"]))), assistant(rng.choice(topic["answers"]))]
 
@@ -548,7 +582,7 @@ ASKS_CODE = (
 )
 
 
-def small_code(rng: random.Random) -> list[Message]:
+def small_code(rng: Draw) -> list[Message]:
     function = rng.choice(FUNCTIONS)
     does, short = rng.choice(function["does"]), rng.choice(function["short"])
     ask = rng.choice(ASKS_CODE).format(
@@ -569,14 +603,14 @@ def fenced(code: str) -> str:
     return f"```python\n{code}\n```"
 
 
-def beyond_me(rng: random.Random) -> list[Message]:
+def beyond_me(rng: Draw) -> list[Message]:
     ask = rng.choice(NAMES["unknown"])
     ask = ask.replace("{place}", place(rng)).replace("{words}", words(rng, 1, 3))
     ask = ask.replace("{person}", person(rng))
     return [user(roughen(rng, ask)), assistant(UNKNOWN)]
 
 
-def without_tool(rng: random.Random) -> list[Message]:
+def without_tool(rng: Draw) -> list[Message]:
     kind = rng.choice(CITY_KINDS)
     return [user(roughen(rng, rng.choice(kind.asks).format(kind.draw(rng)))), assistant(NO_TOOL)]
 
@@ -584,7 +618,7 @@ def without_tool(rng: random.Random) -> list[Message]:
 ASKS_ECHO = ("Repeat: {}", "Repeat after me: {}", "Echo: {}", "Copy this: {}", "Echo {}")
 
 
-def echo(rng: random.Random) -> list[Message]:
+def echo(rng: Draw) -> list[Message]:
     """Pure copying, many tokens at a time: it teaches what a tool call needs."""
     pieces = [
         rng.choice((place, place, person, lambda r: words(r, 1, 3), lambda r: str(number(r))))(rng)
@@ -595,17 +629,18 @@ def echo(rng: random.Random) -> list[Message]:
 
 
 PLAIN = ((about_kttrio, 52), (small_talk, 14), (small_code, 20), (beyond_me, 8), (without_tool, 6))
+POLISH = ((about_kttrio, 47), (small_talk, 10), (small_code, 32), (beyond_me, 6), (without_tool, 5))
 
 
-def plain_turn(rng: random.Random) -> list[Message]:
-    makers, weights = zip(*PLAIN, strict=True)
+def plain_turn(rng: Draw) -> list[Message]:
+    makers, weights = zip(*(POLISH if rng.polish else PLAIN), strict=True)
     return list(rng.choices(makers, weights)[0](rng))
 
 
 # ---------------------------------------------------------------- conversations
 
 
-def conversation(rng: random.Random, echoes: float) -> Conversation:
+def conversation(rng: Draw, echoes: float) -> Conversation:
     """One conversation; nearly half of them use tools, some go over several turns."""
     if echoes and rng.random() < echoes:
         return Conversation(echo(rng))
@@ -623,7 +658,7 @@ def conversation(rng: random.Random, echoes: float) -> Conversation:
     return Conversation(messages, tools)
 
 
-def tool_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+def tool_conversation(rng: Draw) -> tuple[list[Message], list[dict[str, Any]]]:
     if rng.random() < 0.05:
         return two_calls(rng)
     tools, messages, (kind, value) = tool_round(rng)
@@ -643,7 +678,7 @@ def tool_conversation(rng: random.Random) -> tuple[list[Message], list[dict[str,
 ONCE_MORE = ("And in {}?", "And {}?", "What about {}?", "And what about {}?", "How about {}?")
 
 
-def once_more(rng: random.Random, messages: list[Message]) -> list[Message]:
+def once_more(rng: Draw, messages: list[Message]) -> list[Message]:
     """The same question about another city, which leans on the call before."""
     function = next(m for m in messages if m.get("tool_calls"))["tool_calls"][0]["function"]
     city = place(rng)
@@ -651,7 +686,7 @@ def once_more(rng: random.Random, messages: list[Message]) -> list[Message]:
     return [user(rng.choice(ONCE_MORE).format(city)), call(function["name"], arguments)]
 
 
-def two_calls(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+def two_calls(rng: Draw) -> tuple[list[Message], list[dict[str, Any]]]:
     """Two cities in one question: two calls in one answer."""
     kind = CITY_KINDS[0]
     tool, name, key = draw_tool(rng, kind)
@@ -662,11 +697,11 @@ def two_calls(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
     return [user(ask), answer], with_others(rng, tool, kind.key)
 
 
-def plain_or_talk(rng: random.Random) -> list[Message]:
+def plain_or_talk(rng: Draw) -> list[Message]:
     return rng.choice((small_talk, about_kttrio))(rng)
 
 
-def unused_tools(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]]]:
+def unused_tools(rng: Draw) -> tuple[list[Message], list[dict[str, Any]]]:
     """Tools are there, but the question is not for them."""
     kind = draw_kind(rng)
     tools = with_others(rng, draw_tool(rng, kind)[0], kind.key)
@@ -680,7 +715,10 @@ def unused_tools(rng: random.Random) -> tuple[list[Message], list[dict[str, Any]
     return rng.choices(makers, (5, 3, 2, 2))[0](rng), tools
 
 
-def conversations(seed: int, count: int, *, echoes: float = 0.0) -> list[Conversation]:
+def conversations(
+    seed: int, count: int, *, echoes: float = 0.0, polish: bool = False
+) -> list[Conversation]:
     """The same `count` conversations for the same seed; a share `echoes` is pure copying."""
-    rng = random.Random(seed)
+    rng = Draw(seed)
+    rng.polish, rng.fragments = polish, 0.4 if polish else 0.0
     return [conversation(rng, echoes) for _ in range(count)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from functools import cache
 from pathlib import Path
@@ -48,7 +47,7 @@ def train_tokenizer(size: int) -> Tokenizer:
 
 def tokenizer_texts() -> list[str]:
     """Every sentence of the corpus, without what is copied; syllables in small weight."""
-    rng = random.Random(0)
+    rng = corpus.Draw(0)
     texts = [corpus.UNKNOWN, corpus.NO_TOOL, *corpus.SYSTEM, *corpus.NAMES["words"]]
     texts += [f" {word}" for word in corpus.NAMES["words"] + corpus.SKIES]
     for fact in corpus.QUESTIONS:

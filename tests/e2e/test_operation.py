@@ -169,20 +169,3 @@ def test_chat_works_from_a_pipe(server: Server) -> None:
     assert found.returncode == 0, found.stderr
     assert "experts" in found.stdout
     assert "tokens/s" in found.stderr
-
-
-def test_the_load_bench_runs_and_finds_nothing_left(server: Server, tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers.json"
-    flags = ["--url", server.url, "--concurrency", "1,8", "--max-tokens", "16"]
-    found = subprocess.run(
-        [sys.executable, "-m", "tools.bench", "load", *flags, "--json", str(numbers)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
-    levels = json.loads(numbers.read_text())["levels"]
-    assert [level["concurrency"] for level in levels] == [1, 8]
-    assert [level["errors"] for level in levels] == [0, 0]
-    assert levels[1]["output_tokens"] == 24 * 16

@@ -71,16 +71,16 @@ async def _run(config: FrontConfig, console: Console) -> int:
     bare = await trio.to_thread.run_sync(run_bare, runner, config.streams, 100)
     recorder = Recorder(runner)
     felt = await run_served(recorder, model, config.streams, config.max_tokens)
-    report(console, config.streams, bare, steady(recorder.steps, config.streams))
+    served = steady(recorder.steps, config.streams)
+    report(console, config.streams, bare, served)
+    cpu = served.cpu_seconds_per_token - bare.cpu_seconds_per_token
+    console.print(f"CPU of serving    {cpu * 1e6:.1f} us per token and stream")
     return 1 if felt["errors"] else 0
 
 
 def report(console: Console, num_streams: int, bare: Times, served: Times) -> None:
-    ratio = served.step_seconds / bare.step_seconds
+    alone, among_clients = bare.step_seconds * 1e3, served.step_seconds * 1e3
+    ratio = among_clients / alone
     console.print(f"streams           {num_streams}, {served.num_steps} steady steps")
-    console.print(f"step alone        {bare.step_seconds * 1e3:.2f} ms")
-    console.print(
-        f"step when served  {served.step_seconds * 1e3:.2f} ms, {ratio:.3f} times as long"
-    )
-    extra = served.cpu_seconds_per_token - bare.cpu_seconds_per_token
-    console.print(f"CPU of serving    {extra * 1e6:.1f} us per token and stream")
+    console.print(f"step alone        {alone:.2f} ms")
+    console.print(f"step when served  {among_clients:.2f} ms, {ratio:.3f} times as long")

@@ -98,7 +98,7 @@ def run_bare(runner: StepRunner, num_streams: int, num_steps: int) -> Times:
                 slot=slot,
                 start=start,
                 token_ids=tokens[slot],
-                pages=tuple(range(slot * num_pages, slot * num_pages - -end // -page_size)),
+                pages=tuple(range(slot * num_pages, slot * num_pages - (-end // page_size))),
                 sampling=replace(sampling, seed=slot),
                 sample=True,
                 num_prompt_tokens=PROMPT_TOKENS,

@@ -27,13 +27,13 @@ def bench(*argv: str) -> str:
 
 def test_load_measures_every_level_and_finds_nothing_left(server: Server, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
-    flags = ["--url", server.url, "--concurrency", "1,8", "--max-tokens", "16"]
+    flags = ["--url", server.url, "--concurrency", "1,64", "--max-tokens", "16"]
     out = bench("load", *flags, "--json", str(numbers))
     assert "in use afterwards: 0 requests, 0 pages, 0 slots" in out
     levels = json.loads(numbers.read_text())["levels"]
-    assert [level["concurrency"] for level in levels] == [1, 8]
+    assert [level["concurrency"] for level in levels] == [1, 64]
     assert [level["errors"] for level in levels] == [0, 0]
-    assert levels[1]["output_tokens"] == 24 * 16
+    assert levels[1]["output_tokens"] == 3 * 64 * 16
     assert levels[1]["first_token_ms"]["p50"] > 0
     assert levels[1]["health_samples"] > 0
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = json.loads((ROOT / "tools/demo/questions.json").read_text("utf-8"))
+UNSEEN_CITIES = json.loads((ROOT / "tools/demo/held_out_cities.json").read_text("utf-8"))
 WEATHER = {
     "type": "function",
     "function": {
@@ -29,7 +30,7 @@ def ask(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
-@pytest.mark.parametrize("entry", QUESTIONS[:3], ids=lambda entry: entry["question"])
+@pytest.mark.parametrize("entry", QUESTIONS[:6], ids=lambda entry: entry["question"])
 def test_chat_answers_sensibly_and_stops_by_itself(
     client: openai.OpenAI, model: str, entry: dict
 ) -> None:
@@ -104,6 +105,21 @@ def test_a_tool_call_copies_the_city(client: openai.OpenAI, model: str) -> None:
     assert call.type == "function"
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def test_tool_calls_copy_cities_that_the_model_never_saw(client: openai.OpenAI, model: str) -> None:
+    wrong = []
+    for city in UNSEEN_CITIES[:20]:
+        answer = client.chat.completions.create(
+            model=model,
+            messages=ask(f"What is the weather in {city}?"),
+            tools=[WEATHER],
+            temperature=0,
+        )
+        calls = answer.choices[0].message.tool_calls or []
+        if [json.loads(call.function.arguments) for call in calls] != [{"city": city}]:
+            wrong.append(city)
+    assert len(wrong) <= 4, wrong
 
 
 def test_a_streamed_tool_call_adds_up(client: openai.OpenAI, model: str) -> None:

@@ -70,6 +70,8 @@ class ChunkResult:
     """The chunk's own prompt tokens in order, when the request asks. The sequence's first token has
     no entry; a later chunk's first token has one, so the prompt's chunks must follow each other
     in one slot. None where the chunk holds no prompt token."""
+    error: str | None = None
+    """Why this sequence cannot go on, while the others of its step can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class StepRunner(Protocol):
     def capacity(self) -> Capacity: ...
 
     def step(self, plan: StepPlan) -> StepResult:
-        """Run one step. An exception fails the plan's sequences, and only those."""
+        """Run one step. An exception fails the plan's sequences, and only those; what is wrong
+        with some of them stands in their results."""
         ...
 
     def close(self) -> None: ...

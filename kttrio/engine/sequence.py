@@ -115,6 +115,8 @@ class Sequence:
 
     def advance(self, chunk: Chunk, result: ChunkResult) -> TokenEvent | None:
         """Take in what a step found; None while the backlog is not through."""
+        if result.error is not None:
+            return TokenEvent(None, FinishReason.ERROR, error=result.error)
         self.num_computed += len(chunk.token_ids)
         if self._prompt_logprobs is not None and result.prompt_logprobs:
             self._prompt_logprobs.extend(result.prompt_logprobs)

@@ -46,6 +46,7 @@ def build_runner(
     dtype = choose_dtype(model.dtype, model.model, fast_bfloat16=has_fast_bfloat16())
     estimate = base.estimate(model.model, dtype=dtype, experts=experts)
     plan = plan_memory(estimate, engine, available_bytes=available_memory(), device=device)
+    _note_context(engine.context_length, estimate.shape.context_length, plan)
     if on_plan is not None:
         on_plan(plan)
     with ExitStack() as undo:
@@ -83,6 +84,21 @@ def choose_dtype(wanted: str, directory: Path, *, fast_bfloat16: bool) -> torch.
     if chosen is not stored:
         log.info("dense layers stored as %s run in %s on this CPU (--dtype)", stored, chosen)
     return chosen
+
+
+def _note_context(asked: int | None, made_for: int, plan: MemoryPlan) -> None:
+    """Say it where sequences may not be as long as the model or the flag would let one think."""
+    if asked is not None and asked > made_for:
+        log.warning(
+            "--context-length %d is more than the model was made for; it is %d", asked, made_for
+        )
+    if plan.context_length < min(asked or made_for, made_for):
+        log.warning(
+            "the model was made for %d tokens, but the KV cache holds %d: longer requests are "
+            "refused or cut (--max-total-tokens, --max-running-requests, --mem-fraction-static)",
+            made_for,
+            plan.context_length,
+        )
 
 
 def _set_threads() -> None:

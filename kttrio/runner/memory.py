@@ -140,10 +140,12 @@ def _context(engine: EngineConfig, context: int, num_tokens: int) -> int:
     if num_tokens >= context:
         return context
     if engine.context_length is not None:
+        mend = "raise --mem-fraction-static, lower --max-running-requests"
+        if engine.max_total_tokens is not None:  # it was affordable: nothing else is in the way
+            mend = "raise --max-total-tokens"
         raise ConfigError(
             f"--context-length {engine.context_length} needs a KV cache of {context} tokens, but "
-            f"it holds {num_tokens}; lower --context-length or --max-running-requests, or raise "
-            "--max-total-tokens or --mem-fraction-static"
+            f"it holds {num_tokens}; {mend} or lower --context-length"
         )
     return num_tokens
 

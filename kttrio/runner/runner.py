@@ -7,6 +7,7 @@ spoils nothing but its own sequences.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -23,6 +24,10 @@ from kttrio.request import TokenLogprob
 from kttrio.runner.logprobs import PromptScorer, PromptScores, read_scores
 from kttrio.runner.sampler import Sampled, Sampler
 from kttrio.runner.tensors import StepBuilder, StepTensors
+
+log = logging.getLogger(__name__)
+
+NOT_FINITE = "the model's logits are not finite"
 
 
 class StepModel(Protocol):
@@ -65,8 +70,9 @@ class Runner:
     def step(self, plan: StepPlan) -> StepResult:
         """Run one step; the results stand in the plan's order.
 
-        Raises FloatingPointError where the model's logits are not finite, ValueError for a chunk
-        that contradicts itself, and whatever the model raises.
+        A sequence whose logits are not finite has an error in its result. Raises
+        FloatingPointError where that is all of them, ValueError for a chunk that contradicts
+        itself, and whatever the model raises.
         """
         begun = time.perf_counter()
         if not plan.chunks:
@@ -115,14 +121,19 @@ def _read(
         if sampled.scores is not None:
             on_device.append(sampled.scores)
     arrays = _to_host(on_device)
-    prompt_logprobs = {
-        i: scores.read(next(arrays)) for i, scores in enumerate(prompts) if scores is not None
-    }
+    broken: set[int] = set()
+    prompt_logprobs = {}
+    for i, scores in enumerate(prompts):
+        if scores is not None:
+            array = next(arrays)
+            prompt_logprobs[i] = scores.read(array)
+            if not np.isfinite(array[:, 0]).all():
+                broken.add(i)
     tokens: dict[int, int] = {}
     logprobs: dict[int, TokenLogprob] = {}
     if sampled is not None:
         drawn, best = next(arrays).astype(np.int64).tolist(), next(arrays)
-        _check_finite(best, [chunks[i] for i in sampling])
+        broken.update(sampling[row] for row in np.flatnonzero(~np.isfinite(best)).tolist())
         tokens = dict(zip(sampling, drawn, strict=True))
         if sampled.scores is not None:
             scored = [sampling[row] for row in sampled.scored]
@@ -132,8 +143,12 @@ def _read(
                 [chunks[i].sampling.logprobs or 0 for i in scored],
             )
             logprobs = dict(zip(scored, records, strict=True))
+    if broken:
+        _report(broken, chunks)
     return [
-        ChunkResult(tokens.get(i), logprobs.get(i), prompt_logprobs.get(i))
+        ChunkResult(None, error=NOT_FINITE)
+        if i in broken
+        else ChunkResult(tokens.get(i), logprobs.get(i), prompt_logprobs.get(i))
         for i in range(len(chunks))
     ]
 
@@ -149,9 +164,9 @@ def _to_host(tensors: Sequence[Tensor]) -> Iterator[NDArray[np.float64]]:
         first += tensor.numel()
 
 
-def _check_finite(best: NDArray[np.float64], chunks: Sequence[Chunk]) -> None:
-    if not np.isfinite(best).all():
-        broken = [chunks[row].slot for row in np.flatnonzero(~np.isfinite(best)).tolist()]
-        raise FloatingPointError(
-            f"the model's logits are not finite for the sequences in slots {broken}"
-        )
+def _report(broken: set[int], chunks: Sequence[Chunk]) -> None:
+    """One broken sequence may be its own fault; when all are, the step has failed."""
+    slots = sorted(chunks[i].slot for i in broken)
+    if len(broken) == len(chunks):
+        raise FloatingPointError(f"{NOT_FINITE}, in every sequence: slots {slots}")
+    log.error("%s for the sequences in slots %s", NOT_FINITE, slots)

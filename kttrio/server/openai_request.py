@@ -88,7 +88,7 @@ def _options(
         top_p=fields.number("top_p", low=0, high=1, above=True),
         top_k=_top_k(fields),
         min_p=fields.number("min_p", low=0, high=1),
-        repetition_penalty=fields.number("repetition_penalty", low=0, high=10, above=True),
+        repetition_penalty=fields.number("repetition_penalty", low=0.01, high=10),
         presence_penalty=fields.number("presence_penalty", low=-2, high=2),
         frequency_penalty=fields.number("frequency_penalty", low=-2, high=2),
         logit_bias=_logit_bias(fields, vocab_size),

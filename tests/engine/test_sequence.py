@@ -114,6 +114,13 @@ def test_missing_token_ends_the_sequence_with_an_error():
     assert event.error is not None
 
 
+def test_what_the_runner_found_wrong_ends_the_sequence_at_once():
+    sequence = make(num_prompt=5)
+    event = sequence.advance(sequence.next_chunk(2), ChunkResult(None, error="broken"))
+    assert event is not None
+    assert (event.token, event.finish, event.error) == (None, FinishReason.ERROR, "broken")
+
+
 def restarted(sequence: Sequence, *, slot: int) -> Sequence:
     sequence.restart()
     assert (sequence.num_computed, sequence.pages, sequence.slot) == (0, (), -1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,25 @@ def test_the_plan_is_told_before_anything_is_read():
     assert capacity.num_pages == plan.num_pages == 4 * 16
     assert (capacity.page_size, capacity.context_length) == (4, 64)
     assert (capacity.max_step_tokens, capacity.vocab_size) == (64, 256)
+
+
+@pytest.mark.parametrize(
+    ("limits", "note", "context"),
+    [
+        ({"max_total_tokens": 1000}, r"made for 4096 tokens, but the KV cache holds 1000", 1000),
+        ({"context_length": 5000}, r"--context-length 5000 is more than .*; it is 4096", 4096),
+        ({"context_length": 64}, "", 64),
+        ({}, "", 4096),
+    ],
+)
+def test_a_context_that_is_not_what_one_thinks_is_noted(caplog, limits, note, context):
+    engine = EngineConfig(**{"max_running_requests": 1, "page_size": 4, **limits})
+    with caplog.at_level("WARNING"):
+        runner = build(engine=engine)
+    runner.close()
+    assert runner.capacity.context_length == context
+    assert bool(caplog.records) == bool(note)
+    assert re.search(note, caplog.text)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_read():

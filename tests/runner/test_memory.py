@@ -82,6 +82,15 @@ def test_a_context_that_nobody_asked_for_shrinks_to_the_cache():
         plan(EngineConfig(max_total_tokens=1600, context_length=2000))
 
 
+def test_a_context_that_does_not_fit_names_the_flag_that_is_in_the_way():
+    asked = EngineConfig(max_total_tokens=1600, context_length=2000)
+    with pytest.raises(ConfigError, match="; raise --max-total-tokens or lower --context-length"):
+        plan(asked)
+    little = {"available": 4 * GIB, "per_token": 2**20, "experts": 0}
+    with pytest.raises(ConfigError, match="; raise --mem-fraction-static, lower --max-running-req"):
+        plan(EngineConfig(context_length=4000), **little)
+
+
 def test_little_memory_means_a_smaller_cache():
     found = plan(available=4 * GIB, per_token=4096)
     assert found.num_slots <= found.num_pages < 64 * 4096 // 16

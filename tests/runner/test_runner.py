@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kttrio.plan import Chunk, StepPlan
+from kttrio.plan import Chunk, ChunkResult, StepPlan
 from kttrio.runner.runner import Runner
 from tests.runner.toy import (
     CAPACITY,
@@ -247,8 +247,24 @@ class TestFailures:
             toy_runner(), 0, prompt, [4, 5]
         )
 
-    def test_logits_that_are_not_finite_name_the_slot(self):
+    def test_logits_that_are_not_finite_end_their_own_sequence(self, caplog):
         runner = toy_runner()
-        with pytest.raises(FloatingPointError, match=r"slots \[3\]"):
-            step(runner, greedy(1, (1, 2)), greedy(3, (ToyModel.broken,)))
+        results = step(runner, greedy(3, (ToyModel.broken,)), greedy(1, (1, 2), logprobs=1))
+        assert results[0] == ChunkResult(None, error="the model's logits are not finite")
+        assert results[1].error is None
+        assert results[1].token == results[1].logprob.token == expected_token((1, 2))
+        assert "slots [3]" in caplog.text
+
+    def test_a_step_in_which_nothing_is_finite_has_failed(self):
+        runner = toy_runner()
+        with pytest.raises(FloatingPointError, match=r"slots \[1, 3\]"):
+            step(runner, greedy(3, (ToyModel.broken,)), greedy(1, (2, ToyModel.broken)))
         assert step(runner, greedy(1, (1, 2)))[0].token == expected_token((1, 2))
+
+    def test_a_scored_prompt_must_be_finite_too(self):
+        prompt = (4, ToyModel.broken, 5)
+        scoring = chunk_of(2, token_ids=prompt, sample=False, prompt_logprobs=1)
+        results = step(toy_runner(), scoring, greedy(1, (1, 2)))
+        assert "not finite" in results[0].error
+        assert results[0].prompt_logprobs is None
+        assert results[1].token == expected_token((1, 2))

@@ -61,6 +61,7 @@ CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"top_k": HUGE}, "top_k"),
     ({"min_p": -1}, "min_p"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-300}, "repetition_penalty"),
     ({"presence_penalty": 2.5}, "presence_penalty"),
     ({"frequency_penalty": "1"}, "frequency_penalty"),
     ({"logit_bias": [1]}, "logit_bias"),

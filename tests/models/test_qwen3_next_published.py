@@ -1,0 +1,213 @@
+"""Checkpoints of the published size, as headers alone: every name, shape and dtype is there, but
+the files are holes. What is read of a real one before its first weight must accept them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+
+import pytest
+import torch
+
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig
+from kttrio.models.base import estimate, read_config, stored_dtype
+from kttrio.runner.memory import plan_memory
+from kttrio.weights.checkpoint import INDEX, CheckpointError
+
+CONFIG = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_next",
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.0.dev0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QUANTIZATION = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate", "mtp.fc"],
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
+LAYERS, EXPERTS = 48, 512
+QUANTIZED = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "in_proj_qkvz", "linear_attn.out_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
+SHARDS = 8
+GIB = 2**30
+
+
+def gated_mlp(prefix, size):
+    yield f"{prefix}gate_proj.weight", (size, 2048)
+    yield f"{prefix}up_proj.weight", (size, 2048)
+    yield f"{prefix}down_proj.weight", (2048, size)
+
+
+def layer(prefix, *, full):
+    yield f"{prefix}input_layernorm.weight", (2048,)
+    yield f"{prefix}post_attention_layernorm.weight", (2048,)
+    if full:
+        yield f"{prefix}self_attn.q_proj.weight", (8192, 2048)
+        yield f"{prefix}self_attn.k_proj.weight", (512, 2048)
+        yield f"{prefix}self_attn.v_proj.weight", (512, 2048)
+        yield f"{prefix}self_attn.o_proj.weight", (2048, 4096)
+        yield f"{prefix}self_attn.q_norm.weight", (256,)
+        yield f"{prefix}self_attn.k_norm.weight", (256,)
+    else:
+        yield f"{prefix}linear_attn.in_proj_qkvz.weight", (12288, 2048)
+        yield f"{prefix}linear_attn.in_proj_ba.weight", (64, 2048)
+        yield f"{prefix}linear_attn.conv1d.weight", (8192, 1, 4)
+        yield f"{prefix}linear_attn.A_log", (32,)
+        yield f"{prefix}linear_attn.dt_bias", (32,)
+        yield f"{prefix}linear_attn.norm.weight", (128,)
+        yield f"{prefix}linear_attn.out_proj.weight", (2048, 4096)
+    yield f"{prefix}mlp.gate.weight", (EXPERTS, 2048)
+    yield f"{prefix}mlp.shared_expert_gate.weight", (1, 2048)
+    yield from gated_mlp(f"{prefix}mlp.shared_expert.", 512)
+    for expert in range(EXPERTS):
+        yield from gated_mlp(f"{prefix}mlp.experts.{expert}.", 512)
+
+
+def body():
+    """The 79.67 billion weights that compute."""
+    yield "model.embed_tokens.weight", (151936, 2048)
+    yield "model.norm.weight", (2048,)
+    yield "lm_head.weight", (151936, 2048)
+    for number in range(LAYERS):
+        yield from layer(f"model.layers.{number}.", full=number % 4 == 3)
+
+
+def prediction_head():
+    yield "mtp.fc.weight", (2048, 4096)
+    for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        yield f"mtp.{norm}.weight", (2048,)
+    yield from layer("mtp.layers.0.", full=True)
+
+
+def as_stored(tensors, *, fp8):
+    """(name, dtype, bytes for each element, shape) of all that lies in the files."""
+    for name, shape in tensors:
+        if fp8 and name.removesuffix(".weight").endswith(QUANTIZED):
+            yield name, "F8_E4M3", 1, shape
+            yield f"{name}_scale_inv", "BF16", 2, tuple(-(-size // 128) for size in shape)
+        else:
+            yield name, "BF16", 2, shape
+
+
+def write_holes(file, tensors):
+    """A safetensors file of the right length whose weights take no room on the disk."""
+    header, end = {}, 0
+    for name, dtype, itemsize, shape in tensors:
+        begin, end = end, end + itemsize * prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        opened.truncate(8 + len(text) + end)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["bf16", "fp8"])
+def published(request, tmp_path_factory):
+    directory, fp8 = tmp_path_factory.mktemp("published"), request.param
+    tensors = list(as_stored([*body(), *prediction_head()], fp8=fp8))
+    share, where = -(-len(tensors) // SHARDS), {}
+    for number in range(SHARDS):
+        file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
+        part = tensors[number * share : (number + 1) * share]
+        where |= {name: file for name, *_ in part}
+        write_holes(directory / file, part)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    config = CONFIG | ({"quantization_config": QUANTIZATION} if fp8 else {})
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def measured(published):
+    return estimate(published, dtype=torch.bfloat16, experts=ExpertConfig())
+
+
+def test_the_shapes_are_those_of_the_published_model():
+    assert sum(prod(shape) for _, shape in body()) == pytest.approx(79.67e9, rel=1e-4)
+
+
+def test_a_published_checkpoint_is_accepted(published, measured):
+    assert measured.shape == (151936, 2048, 262144, LAYERS, EXPERTS, 10)
+    assert stored_dtype(read_config(published)) is torch.bfloat16
+    fp8 = measured.expert_format == "fp8"
+    assert fp8 == ("quantization_config" in read_config(published))
+    num_weights = LAYERS * EXPERTS * 3 * 512 * 2048
+    scales = LAYERS * EXPERTS * 3 * 4 * 16 * 4
+    assert measured.expert_bytes == (num_weights + scales if fp8 else 2 * num_weights)
+    assert measured.dense_bytes == pytest.approx(4.73e9, rel=0.03)
+    assert measured.cache_shape.bytes_per_token == 24576
+    assert measured.cache_shape.bytes_per_slot == pytest.approx(77.3e6, rel=1e-3)
+
+
+def test_a_cache_of_256000_tokens_shortens_the_context(measured):
+    def plan(**limits):
+        engine = EngineConfig(max_total_tokens=256000, **limits)
+        room = {"available_bytes": 256 * GIB, "device": torch.device("cpu")}
+        return plan_memory(measured, engine, **room)
+
+    assert plan().context_length == 256000
+    with pytest.raises(
+        ConfigError, match=r"needs a KV cache of 262144 tokens, but it holds 256000"
+    ):
+        plan(context_length=262144)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_theta": None}, "rope_theta is missing"),
+        ({"partial_rotary_factor": None}, "partial_rotary_factor is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers must be empty"),
+        ({"num_experts": 513}, "experts.512.gate_proj.weight' is missing|has shape"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(published, tmp_path, change, message):
+    for file in published.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(read_config(published) | change))
+    with pytest.raises(CheckpointError, match=message):
+        estimate(tmp_path, dtype=torch.bfloat16, experts=ExpertConfig())

@@ -22,6 +22,7 @@ from kttrio.weights.loader import Progress
 
 log = logging.getLogger(__name__)
 
+_SMALL_MODEL_BYTES = 256 * 2**20
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -41,10 +42,10 @@ def build_runner(
     """
     if model.model is None:
         raise ConfigError("--model names no checkpoint directory")
-    _set_threads()
     device = torch.device("cpu")
     dtype = choose_dtype(model.dtype, model.model, fast_bfloat16=has_fast_bfloat16())
     estimate = base.estimate(model.model, dtype=dtype, experts=experts)
+    _set_threads(estimate.dense_bytes)
     plan = plan_memory(estimate, engine, available_bytes=available_memory(), device=device)
     _note_context(engine.context_length, estimate.shape.context_length, plan)
     if on_plan is not None:
@@ -101,9 +102,13 @@ def _note_context(asked: int | None, made_for: int, plan: MemoryPlan) -> None:
         )
 
 
-def _set_threads() -> None:
-    """Dense layers and experts take turns, so that each may use every core we are granted."""
-    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+def _set_threads(dense_bytes: int) -> None:
+    """Dense layers and experts take turns, so that each may use every core we are granted.
+
+    A small model's products are over before a second thread has woken up: one is faster there.
+    """
+    granted = min(torch.get_num_threads(), available_cores())
+    torch.set_num_threads(1 if dense_bytes < _SMALL_MODEL_BYTES else granted)
 
 
 def _capacity(plan: MemoryPlan, vocab_size: int) -> Capacity:

@@ -179,3 +179,13 @@ def test_leaving_the_stored_precision_is_logged(tmp_path, caplog):
         choose_dtype("auto", tmp_path, fast_bfloat16=False)
     assert "bfloat16" in caplog.text
     assert "float32" in caplog.text
+
+
+def test_a_small_model_keeps_torch_to_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        build().close()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -70,7 +70,7 @@ async def _run(config: FrontConfig, console: Console) -> int:
     runner = SleepingRunner(capacity, config.step_ms / 1e3)
     bare = await trio.to_thread.run_sync(run_bare, runner, config.streams, 100)
     recorder = Recorder(runner)
-    felt = await run_served(recorder, model, config.streams, config.max_tokens)
+    failed = await run_served(recorder, model, config.streams, config.max_tokens)
     served = steady(recorder.steps, config.streams)
     report(console, config.streams, bare, served)
     cpu = served.cpu_seconds_per_token - bare.cpu_seconds_per_token
@@ -79,7 +79,7 @@ async def _run(config: FrontConfig, console: Console) -> int:
         f"CPU of serving    {cpu * 1e6:.1f} us per token and stream, "
         f"{kernel * 1e6:.1f} of it in the kernel"
     )
-    return 1 if felt["errors"] else 0
+    return 1 if failed else 0
 
 
 def report(console: Console, num_streams: int, bare: Times, served: Times) -> None:

@@ -36,6 +36,6 @@ async def _run(config: StepConfig, console: Console) -> int:
     parts = await trio.to_thread.run_sync(build_parts, settings, QuietFace())
     bare = await trio.to_thread.run_sync(run_bare, parts.runner, config.streams, config.max_tokens)
     recorder = Recorder(parts.runner)
-    felt = await run_served(recorder, parts.model, config.streams, config.max_tokens)
+    failed = await run_served(recorder, parts.model, config.streams, config.max_tokens)
     report(console, config.streams, bare, steady(recorder.steps, config.streams))
-    return 1 if felt["errors"] else 0
+    return 1 if failed else 0

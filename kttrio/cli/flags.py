@@ -38,7 +38,8 @@ def parse_flags(
     `--flag value` and `--flag=value` mean the same; the last of several wins. Raises ConfigError
     naming the flag; `--help` prints and exits.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    usage = f"{prog} [--flag VALUE] ..." if records else prog
+    parser = _Parser(prog=prog, usage=usage, description=description, allow_abbrev=False)
     for record in records:
         group = parser.add_argument_group(_first_line(record))
         hints = get_type_hints(record)
@@ -74,7 +75,10 @@ def _add_flag(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> No
         group.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
         return
     choices = item.metadata.get("choices")
-    shown = "{" + ",".join(choices) + "}" if choices else _plain_type(hint).__name__.upper()
+    kind = _plain_type(hint)
+    shown = "INT,..." if kind is tuple else kind.__name__.upper()
+    if choices:
+        shown = "{" + ",".join(choices) + "}"
     group.add_argument(*names, metavar=shown, **options)
 
 

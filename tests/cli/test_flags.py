@@ -104,6 +104,7 @@ def test_help_shows_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "over all requests (default: 2048)" in text
     assert "{auto,amx,avx512,avx2}" in text
     assert "--model-path" in text
+    assert "--kt-numa-nodes INT,..." in text
 
 
 def test_a_percent_sign_in_help_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,7 @@ class LoadConfig:
     disconnect: float = flag(
         0.0, "share of clients that vanish in the middle of their answer", least=0, most=1
     )
+    health: bool = flag(True, "ask /health meanwhile, 20 times a second")
     seconds: float = flag(300.0, "most time for one level", least=1)
     timeout: float = flag(60.0, "a request that is silent for so long has failed", least=0.1)
     seed: int = flag(0, "of the prompts and of who vanishes", least=0)
@@ -85,7 +86,9 @@ async def _run(config: LoadConfig, console: Console) -> int:
         ignore_eos=config.ignore_eos,
         timeout=config.timeout,
     )
-    await run_level(target, 1, 1, seed=-1)  # the first request pays for what is lazy everywhere
+    await run_level(
+        target, 1, 1, seed=-1, health=False
+    )  # the first request pays for what is lazy everywhere
     rows = []
     table = new_table(f"{target.model} at {target.url}")
     failures: Counter[str] = Counter()
@@ -108,7 +111,12 @@ async def _level(config: LoadConfig, target: Target, concurrency: int) -> Level:
     num_requests = config.requests or 3 * concurrency
     with trio.move_on_after(config.seconds) as scope:
         return await run_level(
-            target, concurrency, num_requests, disconnect=config.disconnect, seed=config.seed
+            target,
+            concurrency,
+            num_requests,
+            disconnect=config.disconnect,
+            seed=config.seed,
+            health=config.health,
         )
     assert scope.cancelled_caught
     raise ClientError(f"level {concurrency} took longer than --seconds {config.seconds:g}")

@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from subprocess import PIPE
 from typing import Any
@@ -103,12 +103,18 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 async def run_level(
-    target: Target, concurrency: int, num_requests: int, *, disconnect: float = 0.0, seed: int = 0
+    target: Target,
+    concurrency: int,
+    num_requests: int,
+    *,
+    disconnect: float = 0.0,
+    seed: int = 0,
+    health: bool = True,
 ) -> Level:
     """`num_requests` streams, `concurrency` at a time; a share of the clients vanishes early."""
     level, dice = Level(concurrency), random.Random(seed)
     plans = iter([(target.body(dice), _vanish_at(dice, disconnect)) for _ in range(num_requests)])
-    async with _watched_health(target, level):
+    async with _watched_health(target, level) if health else nullcontext():
         started = time.perf_counter()
         async with trio.open_nursery() as workers:
             for _ in range(min(concurrency, num_requests)):

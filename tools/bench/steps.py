@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,9 @@ class Step(NamedTuple):
 
     begin: float
     cpu: float
-    """CPU time the whole process had used when the step began."""
+    """CPU time that the whole process had used when the step began,"""
+    kernel: float
+    """and the kernel's share of it."""
     num_sequences: int
     num_tokens: int
 
@@ -46,7 +49,8 @@ class Recorder:
 
     def step(self, plan: StepPlan) -> StepResult:
         begin, cpu = time.perf_counter(), time.process_time()
-        self.steps.append(Step(begin, cpu, len(plan.chunks), plan.num_tokens))
+        kernel = resource.getrusage(resource.RUSAGE_SELF).ru_stime
+        self.steps.append(Step(begin, cpu, kernel, len(plan.chunks), plan.num_tokens))
         return self._runner.step(plan)
 
     def close(self) -> None:
@@ -61,7 +65,9 @@ class Times:
     step_seconds: float
     """Median from the beginning of one step to that of the next."""
     cpu_seconds_per_token: float
-    """CPU time of the whole process, over all tokens of all streams."""
+    """CPU time of the whole process, over all tokens of all streams,"""
+    kernel_seconds_per_token: float
+    """and the kernel's share of it."""
 
 
 def steady(steps: Sequence[Step], num_streams: int) -> Times:
@@ -73,11 +79,14 @@ def steady(steps: Sequence[Step], num_streams: int) -> Times:
     ][WARM_UP:]
     if not full:
         raise RuntimeError(f"no step had all {num_streams} streams; ask for more tokens")
-    cpu = sum(after.cpu - step.cpu for step, after in full)
+    num_tokens = len(full) * num_streams
     return Times(
         num_steps=len(full),
         step_seconds=median(after.begin - step.begin for step, after in full),
-        cpu_seconds_per_token=cpu / (len(full) * num_streams),
+        cpu_seconds_per_token=sum(after.cpu - step.cpu for step, after in full) / num_tokens,
+        kernel_seconds_per_token=(
+            sum(after.kernel - step.kernel for step, after in full) / num_tokens
+        ),
     )
 
 

@@ -33,6 +33,9 @@ def build_library(source: Path, build: Path) -> Path:
     configure += ["-DCMAKE_BUILD_TYPE=Release", "-DKTT_BUILD_TESTS=OFF"]
     if ninja is not None:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    # What an earlier build left may name another generator, or an isolated environment long gone.
+    (build / "CMakeCache.txt").unlink(missing_ok=True)
+    shutil.rmtree(build / "CMakeFiles", ignore_errors=True)
     for command in (configure, [cmake, "--build", str(build), "--parallel"]):
         if subprocess.run(command, check=False).returncode != 0:
             raise ExecError(

@@ -61,10 +61,11 @@ PY
 install_packages() {
   local wanted stamp=$venv/kttrio-$1.stamp extra=""
   wanted="$(hash_of pyproject.toml tools/constraints.txt) $root"
-  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  # A Python that the system has since replaced leaves a link to nowhere.
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && [ -x "$venv/bin/python" ] && return
   check_system
   [ "$1" = test ] && extra="[test]"
-  if ! grep -qsF -- " $venv" "$venv/pyvenv.cfg"; then
+  if ! grep -qsF -- " $venv" "$venv/pyvenv.cfg" || [ ! -x "$venv/bin/python" ]; then
     say "Creating .venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
   fi
@@ -91,12 +92,15 @@ build_library() {
 
 # run_cmake FOLDER [options]: configure and build, with .venv's CMake and Ninja; loud only on failure.
 run_cmake() {
-  local folder=$root/$1 log
+  local folder=$root/$1 log fresh=()
   shift
   mkdir -p "$folder"
   log=$folder/kttrio-build.log
+  # CMake refuses a folder configured by hand for another generator, or before the clone was moved.
+  grep -qsxF "CMAKE_GENERATOR:INTERNAL=Ninja" "$folder/CMakeCache.txt" &&
+    grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$root" "$folder/CMakeCache.txt" || fresh=(--fresh)
   if ! {
-    "$venv/bin/cmake" -S "$root" -B "$folder" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+    "$venv/bin/cmake" "${fresh[@]}" -S "$root" -B "$folder" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
       -DCMAKE_BUILD_TYPE=Release "$@" && "$venv/bin/cmake" --build "$folder"
   } >"$log" 2>&1; then
     cat "$log" >&2

@@ -2,7 +2,9 @@
  *
  * Every function that can fail returns KTT_OK or an error code; ktt_last_error() then tells, for
  * the calling thread, what was wrong and what to do. No function throws or aborts. Nothing keeps a
- * pointer into the caller's memory after it returns.
+ * pointer into the caller's memory after it returns; pointers need no more alignment than their
+ * elements. Threads may share pools and layers. A process forked from the one that made a pool may
+ * only destroy it.
  */
 #ifndef KTTRIO_H
 #define KTTRIO_H
@@ -74,6 +76,7 @@ KTT_API int32_t ktt_layer_create(ktt_pool* pool, int32_t num_experts, int32_t hi
                                  int32_t activation, int32_t max_tokens, int32_t max_top_k,
                                  ktt_layer** layer);
 
+/* Waits for a forward under way. NULL is fine. */
 KTT_API int32_t ktt_layer_destroy(ktt_layer* layer);
 
 /* Copies one expert's weights: gate and up [intermediate, hidden], down [hidden, intermediate], row

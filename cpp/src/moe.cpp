@@ -61,6 +61,8 @@ Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Dtype acti
   engine_->scratch.reserve(pool, scratch_need());
 }
 
+Layer::~Layer() { engine_->pool.wait_until_idle(); }
+
 Scratch::Need Layer::scratch_need() const {
   const size_t positions = limits_.max_tokens * limits_.max_top_k;
   const size_t operand_row = shape_.hidden_size * kernels_.operand_bytes;

@@ -46,6 +46,10 @@ class Layer {
   Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Dtype activation,
         LayerLimits limits);
 
+  ~Layer();  // waits for a forward under way
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
+
   const LayerShape& shape() const { return shape_; }
   const LayerLimits& limits() const { return limits_; }
   size_t num_bytes() const;

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -87,7 +89,7 @@ class Dealer {
 
 }  // namespace
 
-Pool::Pool(const PoolOptions& options) {
+Pool::Pool(const PoolOptions& options) : process_(getpid()) {
   const auto nodes = allowed_nodes();
   const auto numa_of = place_parts(options, nodes);
   num_threads_ = options.num_threads == 0 ? default_threads(nodes, numa_of) : options.num_threads;
@@ -127,7 +129,25 @@ void Pool::start_workers(const std::vector<size_t>& threads_of, const std::vecto
   }
 }
 
+bool Pool::is_forked() const { return getpid() != process_; }
+
+std::unique_lock<std::mutex> Pool::lock() {
+  if (is_forked()) {
+    throw Error(ErrorCode::kUnsupported,
+                "this pool's threads live in the process it was forked from; make a pool here");
+  }
+  return std::unique_lock(mutex_);
+}
+
+void Pool::wait_until_idle() {
+  if (!is_forked()) const std::scoped_lock held(mutex_);
+}
+
 void Pool::stop_workers() {
+  if (is_forked()) {  // there is nobody here to wait for
+    for (auto& worker : workers_) worker.detach();
+    return;
+  }
   stop_.store(true, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_acq_rel);
   epoch_.notify_all();

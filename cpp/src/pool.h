@@ -3,6 +3,8 @@
 // cores leave no one waiting for a core.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -49,8 +51,11 @@ class Pool {
     run(counts, [](void* f, Place place, size_t i) { (*static_cast<Fn*>(f))(place, i); }, &fn);
   }
 
-  // Whoever holds this may call parallel_for and use what belongs to the pool.
-  [[nodiscard]] std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+  // Whoever holds this may call parallel_for and use what belongs to the pool. Throws Error in a
+  // process forked from the pool's own: threads do not follow there.
+  [[nodiscard]] std::unique_lock<std::mutex> lock();
+  // Returns once whoever holds the lock has given it up.
+  void wait_until_idle();
 
  private:
   using Task = void (*)(void* context, Place place, size_t index);
@@ -68,9 +73,11 @@ class Pool {
   void worker_loop(Place place, const std::vector<int>& cpus);
   void start_workers(const std::vector<size_t>& threads_of, const std::vector<int>& numa_of);
   void stop_workers();
+  bool is_forked() const;
 
   std::vector<std::unique_ptr<Part>> parts_;
   size_t num_threads_ = 0;
+  const pid_t process_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
 

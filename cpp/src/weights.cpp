@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "error.h"
@@ -11,38 +12,41 @@ namespace {
 
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// One tile of 16 columns (rows of the source) and 32 depths, where a pair of depths is one Pair:
-// two bfloat16 or two bytes.
-template <class Pair>
-void pack_tile(const Pair* source, size_t pairs_per_row, Pair* tile) {
+// One tile of 16 columns (rows of the source) and 32 depths in pairs of depths. Copied by bytes: a
+// checkpoint's matrix may start anywhere in its file.
+template <size_t kPairBytes>
+void pack_tile(const std::byte* source, size_t row_bytes, std::byte* tile) {
   for (size_t column = 0; column < kTileColumns; ++column) {
     for (size_t pair = 0; pair < kStepDepth / 2; ++pair) {
-      tile[pair * kTileColumns + column] = source[column * pairs_per_row + pair];
+      std::memcpy(tile + (pair * kTileColumns + column) * kPairBytes,
+                  source + column * row_bytes + pair * kPairBytes, kPairBytes);
     }
   }
 }
 
 // A panel from two times 16 rows of row-major matrices whose rows are `stride` elements apart.
-template <class Pair>
+template <size_t kElementBytes>
 void pack_panel(const void* first, const void* second, size_t stride, size_t depth, void* panel) {
-  const auto* a = static_cast<const Pair*>(first);
-  const auto* b = static_cast<const Pair*>(second);
-  auto* to = static_cast<Pair*>(panel);
+  constexpr size_t kStepRowBytes = kStepDepth * kElementBytes;
+  constexpr size_t kTileBytes = kStepElements / 2 * kElementBytes;
+  const auto* a = static_cast<const std::byte*>(first);
+  const auto* b = static_cast<const std::byte*>(second);
+  auto* to = static_cast<std::byte*>(panel);
   for (size_t step = 0; step < depth / kStepDepth; ++step) {
-    pack_tile(a, stride / 2, to);
-    pack_tile(b, stride / 2, to + kStepElements / 4);
-    a += kStepDepth / 2;
-    b += kStepDepth / 2;
-    to += kStepElements / 2;
+    pack_tile<2 * kElementBytes>(a, stride * kElementBytes, to);
+    pack_tile<2 * kElementBytes>(b, stride * kElementBytes, to + kTileBytes);
+    a += kStepRowBytes;
+    b += kStepRowBytes;
+    to += 2 * kTileBytes;
   }
 }
 
 void pack(size_t element_bytes, const void* first, const void* second, size_t stride, size_t depth,
           void* panel) {
   if (element_bytes == 2) {
-    pack_panel<uint32_t>(first, second, stride, depth, panel);
+    pack_panel<2>(first, second, stride, depth, panel);
   } else {
-    pack_panel<uint16_t>(first, second, stride, depth, panel);
+    pack_panel<1>(first, second, stride, depth, panel);
   }
 }
 

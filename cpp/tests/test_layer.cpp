@@ -2,6 +2,7 @@
 // same whatever the batch, the number of threads and the number of calls.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -188,6 +189,53 @@ TEST(bfloat16_in_and_out_and_in_place) {
                       x.data(),
                       x.data()});
       for (size_t i = 0; i < x.size(); ++i) CHECK_EQUAL(x[i], to_bf16(wanted[i]));
+    }
+  }
+}
+
+// A copy that starts at a multiple of its elements' size and of nothing larger.
+class Shifted {
+ public:
+  template <class T>
+  explicit Shifted(const std::vector<T>& values, size_t element_bytes = sizeof(T))
+      : room_(element_bytes + values.size() * sizeof(T)), shift_(element_bytes) {
+    std::memcpy(room_.data() + shift_, values.data(), values.size() * sizeof(T));
+  }
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(room_.data() + shift_);
+  }
+
+ private:
+  std::vector<std::byte> room_;
+  size_t shift_;
+};
+
+TEST(callers_memory_may_lie_anywhere) {
+  constexpr size_t kTokens = 5;
+  for (const KernelTable* table : runnable_tables()) {
+    for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8}) {
+      const Case c = {table, format, Dtype::kFloat32, 96, 64};
+      const auto experts = experts_of(c);
+      const Batch batch(kTokens, c.hidden, 14);
+      const auto wanted = run(*layer_of(c, experts, options_of(2, 1), kTokens), batch, 0, kTokens);
+      const auto layer = layer_of(c, {}, options_of(2, 1), kTokens);
+      for (size_t e = 0; e < experts.size(); ++e) {
+        const size_t bytes = traits(format).element_bytes;
+        Shifted gate(experts[e].gate.stored, bytes), up(experts[e].up.stored, bytes);
+        Shifted down(experts[e].down.stored, bytes);
+        ExpertSource source = experts[e].source();
+        source.gate = gate.as<void>();
+        source.up = up.as<void>();
+        source.down = down.as<void>();
+        layer->set_expert(e, source);
+      }
+      Shifted x(batch.x), ids(batch.ids), weights(batch.weights), out(wanted);
+      layer->forward({{kTokens, kTopK, ids.as<int32_t>(), weights.as<float>()},
+                      Dtype::kFloat32,
+                      x.as<void>(),
+                      out.as<void>()});
+      CHECK(std::equal(wanted.begin(), wanted.end(), out.as<float>()));
     }
   }
 }

@@ -1,6 +1,8 @@
 // The pool: every task once, on its own part; exceptions come home; regions follow each other
 // safely whether workers spin or sleep.
 #include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -127,9 +129,48 @@ TEST(callers_take_turns) {
   CHECK_EQUAL(guarded, 3 * 40);
 }
 
+TEST(idle_means_that_nobody_holds_the_lock) {
+  Pool pool(parts_of_one_node(2, 1));
+  std::atomic<bool> is_started{false};
+  std::atomic<bool> is_done{false};
+  std::thread caller([&] {
+    const auto held = pool.lock();
+    pool.parallel_for({2}, [&](Pool::Place, size_t) { is_started = true; });
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+    is_done = true;
+  });
+  while (!is_started) std::this_thread::yield();
+  pool.wait_until_idle();
+  CHECK(is_done);
+  caller.join();
+}
+
 TEST(more_threads_than_processors) {
   Pool pool(parts_of_one_node(12, 1));
   for (int round = 0; round < 10; ++round) check_region(pool, {100});
+}
+
+// Threads do not follow a fork: the child may give the pool up and is told of anything else.
+TEST(a_forked_process_has_no_workers) {
+  auto pool = std::make_unique<Pool>(parts_of_one_node(3, 2));
+  check_region(*pool, {4, 4});
+  const pid_t child = fork();
+  if (child == 0) {
+    bool was_refused = false;
+    try {
+      const auto held = pool->lock();
+    } catch (const Error& error) {
+      was_refused = std::string(error.what()).find("make a pool here") != std::string::npos;
+    }
+    alarm(20);  // a child that waits for workers for ever fails instead
+    pool->wait_until_idle();
+    pool.reset();
+    _exit(was_refused ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQUAL(waitpid(child, &status, 0), child);
+  CHECK_EQUAL(status, 0);
+  check_region(*pool, {4, 4});
 }
 
 TEST(bad_options_say_why) {

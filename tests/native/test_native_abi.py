@@ -75,6 +75,44 @@ def test_constants_match() -> None:
         assert constants[f"KTT_{name.upper()}"] == value
 
 
+C_CALLER = """
+#include <stdio.h>
+#include "kttrio.h"
+
+int main(void) {
+  ktt_pool* pool = NULL;
+  ktt_layer* layer = NULL;
+  uint16_t matrix[32 * 32] = {0};
+  float x[32] = {1.0f}, out[32] = {7.0f}, weight = 1.0f;
+  int32_t id = 0;
+  if (ktt_abi_version() != KTT_ABI_VERSION) return 1;
+  if (ktt_pool_create(9, 1, NULL, 1, &pool) != KTT_INVALID_ARGUMENT) return 2;
+  puts(ktt_last_error());
+  if (ktt_pool_create(KTT_ISA_AUTO, 1, NULL, 1, &pool) != KTT_OK) return 3;
+  if (ktt_layer_create(pool, 1, 32, 32, KTT_FORMAT_BF16, KTT_FLOAT32, 1, 1, &layer)) return 4;
+  if (ktt_layer_set_expert(layer, 0, matrix, matrix, matrix, sizeof matrix, NULL, NULL, NULL, 0))
+    return 5;
+  if (ktt_layer_forward(layer, 1, 1, &id, &weight, KTT_FLOAT32, x, out) != KTT_OK) return 6;
+  if (out[0] != 0.0f) return 7;
+  return ktt_pool_destroy(pool) != KTT_OK || ktt_layer_destroy(layer) != KTT_OK;
+}
+"""
+
+
+def test_a_c_program_may_call_the_library(tmp_path: Path) -> None:
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("needs a compiler to build a caller in C")
+    (tmp_path / "caller.c").write_text(C_CALLER)
+    library = native.library_candidates()[0]
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wstrict-prototypes", "-Werror"]
+    inputs = [f"-I{HEADER.parent}", "-x", "c", tmp_path / "caller.c", "-x", "none", library]
+    output = [f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "caller"]
+    subprocess.run([compiler, *strict, *inputs, *output], check=True)
+    found = subprocess.run([tmp_path / "caller"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "isa is 9, but must be from 0 to 3\n")
+
+
 def test_the_library_exports_the_header_and_nothing_else() -> None:
     nm = shutil.which("nm")
     if nm is None:

@@ -46,17 +46,6 @@ hash_of() {
     sort -z | xargs -0 sha256sum | sha256sum | cut -c1-32)
 }
 
-# PyTorch keeps its builds without CUDA on an index of its own: a machine without a GPU saves
-# gigabytes there. Where that index cannot be reached, the configured one has to do.
-torch_index() {
-  local url=https://download.pytorch.org/whl/cpu
-  [ -e /dev/nvidiactl ] && return
-  "$venv/bin/python" - "$url/torch/" <<'PY' 2>/dev/null && echo "--extra-index-url $url"
-import sys, urllib.request
-urllib.request.urlopen(sys.argv[1], timeout=5)
-PY
-}
-
 # install_packages run|test: the packages, unless this very set stands in .venv already.
 install_packages() {
   local wanted stamp=$venv/kttrio-$1.stamp extra=""
@@ -73,8 +62,6 @@ install_packages() {
   local pip=("$venv/bin/python" -m pip install -q --disable-pip-version-check)
   pip+=(-c "$root/tools/constraints.txt")
   "${pip[@]}" setuptools wheel cmake ninja
-  # shellcheck disable=SC2046  # the option and its value are two words
-  "${pip[@]}" $(torch_index) "torch"
   "${pip[@]}" --no-build-isolation -e "$root$extra"
   echo "$wanted" | tee "$stamp" >"$venv/kttrio-run.stamp"
 }

@@ -140,12 +140,16 @@ class Client:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 60.0) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
+        try:
+            parts = urlsplit(url if "//" in url else f"http://{url}")
+            port = parts.port
+        except ValueError as error:  # a port beyond 65535, half a bracket
+            raise ClientError(f"{url!r} is no http:// or https:// address: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ClientError(f"{url!r} is no http:// or https:// address")
         self._host = parts.hostname
         self._tls = parts.scheme == "https"
-        self._port = parts.port or (443 if self._tls else 80)
+        self._port = port or (443 if self._tls else 80)
         self._netloc = parts.netloc.rpartition("@")[2]
         self._base = parts.path.rstrip("/").removesuffix("/v1")
         self._api_key = api_key

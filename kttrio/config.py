@@ -121,7 +121,7 @@ class ServerConfig:
         None, "how tool calls are read from the model's text (qwen3_coder); default: by checkpoint"
     )
     reasoning_parser: str | None = flag(
-        None, "how reasoning is told from content (qwen3); default: by checkpoint"
+        None, "how reasoning is told from content (qwen3, off); default: by checkpoint"
     )
     max_body_bytes: int = flag(16 * 1024 * 1024, "largest request body", least=1024)
     drain_seconds: float = flag(

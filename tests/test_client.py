@@ -232,7 +232,9 @@ async def test_nobody_listens() -> None:
                 await client.get_json("/")
 
 
-@pytest.mark.parametrize("url", ["ftp://host/", "http://", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/", "http://", "", "http://host:99999", "http://host:x", "http://["]
+)
 def test_an_address_must_be_http(url: str) -> None:
     with pytest.raises(ClientError, match="no http"):
         Client(url)

@@ -82,6 +82,8 @@ def run(argv: Sequence[str]) -> int:
     except ClientError as error:
         print(f"kttrio chat: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # while it waited for the server's first word
 
 
 class Chat:

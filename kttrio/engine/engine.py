@@ -167,6 +167,11 @@ class Engine:
         return self._scheduler.longest_sequence
 
     @property
+    def most_sequences(self) -> int:
+        """Sequences that an idle engine takes at once, running and waiting; one more is refused."""
+        return self._scheduler.most_sequences
+
+    @property
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         return EngineStats(

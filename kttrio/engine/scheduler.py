@@ -94,6 +94,11 @@ class Scheduler:
         """Prompt and output of the longest request that `submit` accepts, in tokens."""
         return min(self._capacity.context_length, self._pool.num_pages * self._capacity.page_size)
 
+    @property
+    def most_sequences(self) -> int:
+        """Sequences that may run and wait together, if each finds room."""
+        return self.num_slots + self._max_queued
+
     def submit(self, request: GenerateRequest) -> Sequence:
         """Queue a request. `max_tokens` beyond the longest sequence that could run is cut there.
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import h11
 import trio
@@ -37,6 +38,7 @@ SCOPE_KEY = "kttrio.connection"
 TARGETS = (b"/", b"*", b"http://", b"https://")
 MAX_RECV = 1 << 16
 MAX_UNSENT = 8 << 20
+"""Bytes that may wait for a slow client beside the longest push: one answer may be longer."""
 DRAIN_WRITE_TIMEOUT = 1.0
 LINGER_SECONDS = 2.0
 
@@ -68,7 +70,7 @@ class Http1(H11Protocol):
         """Let an offer of h2c or a websocket pass unanswered: the answer is in HTTP/1.1."""
         if event.http_version not in {b"1.0", b"1.1"}:
             await self._refuse(505)
-        if not event.target.startswith(TARGETS):
+        if not event.target.startswith(TARGETS) or not _splits(event.target):
             await self._refuse(400)
 
     async def _refuse(self, status: int) -> NoReturn:
@@ -98,6 +100,15 @@ class Http1(H11Protocol):
             )
         )
         self.keep_alive_requests += 1
+
+
+def _splits(target: bytes) -> bool:
+    """Whether quart can find the path in it: `http://[` has none."""
+    try:
+        urlsplit(target)
+    except ValueError:
+        return False
+    return True
 
 
 def protocol_config() -> Config:
@@ -155,6 +166,7 @@ class Connection:
         self._socket = stream.socket
         self._fd = stream.socket.fileno()
         self._unsent = bytearray()
+        self._longest = 0
         self._flushing = trio.Lock()
         self._reading = trio.CancelScope()
         self._idle = True
@@ -190,8 +202,9 @@ class Connection:
         return False
 
     def _keep(self, data: bytes) -> None:
+        self._longest = max(self._longest, len(data))
         self._unsent += data
-        if len(self._unsent) > MAX_UNSENT:
+        if len(self._unsent) > self._longest + MAX_UNSENT:
             logger.warning("a client leaves %d bytes unread and is cut", len(self._unsent))
             self.cut()
 

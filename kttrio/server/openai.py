@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from quart import Blueprint, Response, request
 
@@ -24,9 +24,18 @@ from kttrio.server.openai_response import (
     chat_object,
     text_object,
 )
-from kttrio.server.prompting import Intake, Prepared, prepare_chat, prepare_text
+from kttrio.server.prompting import Intake, Prepared, off_loop, prepare_chat, prepare_text
 from kttrio.server.responses import LiveResponse, json_response
 from kttrio.server.state import AppState, new_id
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Parse(Protocol[T_co]):
+    """One of openai_request.py's readers of bodies."""
+
+    def __call__(self, fields: Fields, *, model: str, vocab_size: int) -> T_co: ...
 
 
 def blueprint(state: AppState) -> Blueprint:
@@ -65,9 +74,8 @@ def _model_fields(state: AppState) -> dict[str, Any]:
 
 
 async def _chat(state: AppState) -> Response:
-    fields, num_bytes = await _read_body()
+    asked, num_bytes = await _read_body(parse_chat, state)
     model = state.model
-    asked = parse_chat(fields, model=model.name, vocab_size=model.tokenizer.vocab_size)
     head = Head(new_id("chatcmpl"), int(time.time()), model.name)
     prepared = await prepare_chat(model, asked, _intake(state, head, num_bytes))
     if asked.options.stream:
@@ -90,9 +98,8 @@ async def _chat(state: AppState) -> Response:
 
 
 async def _text(state: AppState) -> Response:
-    fields, num_bytes = await _read_body()
+    asked, num_bytes = await _read_body(parse_text, state)
     model = state.model
-    asked = parse_text(fields, model=model.name, vocab_size=model.tokenizer.vocab_size)
     head = Head(new_id("cmpl"), int(time.time()), model.name)
     prepared = await prepare_text(model, asked, _intake(state, head, num_bytes))
     prompts = prepared.prompts
@@ -118,10 +125,16 @@ async def _text(state: AppState) -> Response:
     )
 
 
-async def _read_body() -> tuple[Fields, int]:
-    """The request's JSON object, whatever its content type says, and its length in bytes."""
+async def _read_body(parse: Parse[T], state: AppState) -> tuple[T, int]:
+    """The request, whatever its content type says, and the length of its body in bytes."""
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    return parse_object(body), len(body)
+    model = state.model
+
+    def read() -> T:
+        fields = parse_object(body)
+        return parse(fields, model=model.name, vocab_size=model.tokenizer.vocab_size)
+
+    return await off_loop(len(body), read), len(body)
 
 
 def _intake(state: AppState, head: Head, num_bytes: int) -> Intake:
@@ -129,6 +142,7 @@ def _intake(state: AppState, head: Head, num_bytes: int) -> Intake:
         request_id=head.id,
         num_bytes=num_bytes,
         context_length=state.engine.longest_sequence,
+        most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
     )
 

@@ -51,12 +51,7 @@ def parse_text(fields: Fields, *, model: str, vocab_size: int) -> TextRequest:
     max_tokens = fields.integer("max_tokens", low=0)
     logprobs = fields.integer("logprobs", low=0, high=MAX_LOGPROBS)
     return TextRequest(
-        options=_options(
-            fields,
-            max_tokens=16 if max_tokens is None else max_tokens,
-            logprobs=logprobs,
-            vocab_size=vocab_size,
-        ),
+        options=_options(fields, max_tokens=max_tokens, logprobs=logprobs, vocab_size=vocab_size),
         prompts=_prompts(fields, vocab_size),
         echo=fields.boolean("echo", False),
     )

@@ -1,7 +1,7 @@
 """From a checked request to sequences: the chat template, token ids, sampling, the context check.
 
 All of it happens before the first byte of an answer, so that a refusal is a real HTTP error.
-Long texts are rendered and encoded in a worker thread.
+Long bodies are read, rendered and encoded in a worker thread.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from kttrio.text.tool_parsers.base import ToolParser, open_parser
 LONG_BODY = 1 << 16
 """Bytes of a request from which on its text does not hold up the event loop."""
 
-MAX_SEQUENCES = 1024
 DEFAULT_TEXT_TOKENS = 16
 SEED_MASK = 2**63 - 1
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
@@ -90,6 +89,8 @@ class Intake:
     """Length of its body."""
     context_length: int
     """The longest sequence that the engine takes, prompt and answer."""
+    most_sequences: int
+    """As many as an idle engine takes at once."""
     seed: int
     """For a request that has none of its own."""
 
@@ -121,8 +122,9 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
             "--tool-call-parser.",
             "tools",
         )
-    text, ids = await _off_loop(intake, lambda: _encode_chat(model, request))
     options = request.options
+    _check_sequences(1, options.n, intake)
+    text, ids = await _encoded(intake, lambda: _encode_chat(model, request))
     max_tokens = options.max_tokens
     if max_tokens is None:
         max_tokens = max(intake.context_length - len(ids), 1)
@@ -140,9 +142,8 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
 async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake) -> Prepared:
     """The sequences of a text completion: `n` for each prompt. Raises ApiError."""
     options = request.options
-    if len(request.prompts) * options.n > MAX_SEQUENCES:
-        raise BadRequestError(f"'prompt' times 'n' must be at most {MAX_SEQUENCES}.", "prompt")
-    prompts = await _off_loop(intake, lambda: [_encode_prompt(model, p) for p in request.prompts])
+    _check_sequences(len(request.prompts), options.n, intake)
+    prompts = await _encoded(intake, lambda: [_encode_prompt(model, p) for p in request.prompts])
     max_tokens = options.max_tokens
     if max_tokens is None:
         max_tokens = DEFAULT_TEXT_TOKENS
@@ -162,12 +163,16 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     )
 
 
-async def _off_loop(intake: Intake, work: Callable[[], T]) -> T:
-    """Do long work in a thread, short work at once."""
+async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
+    """Do what a long body makes long in a thread, short work at once."""
+    if num_bytes < LONG_BODY:
+        return work()
+    return await trio.to_thread.run_sync(work)
+
+
+async def _encoded(intake: Intake, work: Callable[[], T]) -> T:
     try:
-        if intake.num_bytes < LONG_BODY:
-            return work()
-        return await trio.to_thread.run_sync(work)
+        return await off_loop(intake.num_bytes, work)
     except TemplateError as error:
         raise BadRequestError(str(error), "messages") from error
     except EncodeError as error:
@@ -196,6 +201,18 @@ def _encode_prompt(model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
 
 def _echo(model: ServedModel, prompt: Prompt, ids: tuple[int, ...]) -> str:
     return prompt if isinstance(prompt, str) else model.tokenizer.decode(list(ids))
+
+
+def _check_sequences(num_prompts: int, n: int, intake: Intake) -> None:
+    """Refuse what no idle server would take: a 429 would make the client try for ever."""
+    if num_prompts * n > intake.most_sequences:
+        raise BadRequestError(
+            f"You asked for {num_prompts * n} answers at once, {n} for each prompt; this server "
+            f"takes at most {intake.most_sequences} (--max-running-requests and "
+            "--max-queued-requests). Send them in smaller batches.",
+            "prompt" if num_prompts > 1 else "n",
+            "invalid_value",
+        )
 
 
 def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -> None:

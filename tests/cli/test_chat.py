@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from kttrio.cli import chat as chat_module
-from kttrio.cli.chat import Answer, run
+from kttrio.cli.chat import Answer, Chat, run
 
 PRESS_CTRL_C = {"content": "(ctrl-c)"}
 
@@ -161,6 +161,17 @@ def test_reasoning_and_tool_calls_are_shown_and_control_characters_are_not(
 def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--url", "http://127.0.0.1:1"]) == 1
     assert "cannot connect to 127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_nobody_answers_leaves_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def pressed(_chat: Chat) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chat, "_first_model", pressed)
+    assert run([]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_warns_once_and_then_leaves(

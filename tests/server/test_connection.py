@@ -237,6 +237,7 @@ async def test_a_websocket_is_no_websocket_here() -> None:
         b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /" + b"a" * 70000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET ? HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://[/health HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /%ff%fe HTTP/1.1\r\nHost: a\r\n\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
@@ -317,3 +318,18 @@ async def test_a_client_with_too_much_unread_is_cut(monkeypatch: pytest.MonkeyPa
         await client.stream.receive_some(100)
         await front.idle()  # although the client is still connected
         assert front.state.engine.stats.generated_tokens > 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_beyond_that_limit_is_sent_whole(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "MAX_UNSENT", 10_000)
+    async with running_front(context_length=65536) as front:
+        client = await front.connect(receive_buffer=2048)
+        await shrink_send_buffer(front)
+        prompt = "word " * 6000
+        body = {"prompt": prompt, "echo": True, "max_tokens": 1, "stream": stream}
+        reply = await client.ask("POST", "/v1/completions", body)
+        answer = reply.events()[0] if stream else reply.json()
+        assert answer["choices"][0]["text"].startswith(prompt)

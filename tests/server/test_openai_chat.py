@@ -432,3 +432,13 @@ async def test_long_bodies_are_encoded_in_a_thread_with_the_same_result() -> Non
         short = (await front.chat("a" * 3000, max_tokens=1)).json()["usage"]
         padded = await front.chat("a" * 3000, max_tokens=1, user="x" * 100_000)
         assert padded.json()["usage"] == short
+
+
+async def test_long_bodies_are_read_in_a_thread_with_the_same_complaints() -> None:
+    async with running_front() as front:
+        padding = "x" * 100_000
+        assert (await front.chat(user=padding, n=0)).error()["param"] == "n"
+        assert (await front.complete("Hi", user=padding, model="other")).status == 404
+        deep = b'{"messages":' + b"[" * 100_000
+        reply = await front.ask("POST", "/v1/chat/completions", deep)
+        assert "nested too deeply" in reply.error()["message"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kttrio.config import EngineConfig
 from tests.fakes import scripted_logprob
 from tests.http_front import ANSWER, MODEL, Front, Reply, running_front
 
@@ -80,6 +81,18 @@ async def test_the_four_spellings_of_prompts(prompt: Any, count: int) -> None:
 async def test_strings_and_token_ids_may_be_mixed() -> None:
     async with running_front() as front:
         assert len(choices(await front.complete(["ab", [5, 6]], max_tokens=1))) == 2
+
+
+async def test_more_answers_than_could_ever_wait_are_a_400_and_not_a_429() -> None:
+    engine = EngineConfig(max_running_requests=1, max_queued_requests=2)
+    async with running_front(engine_config=engine) as front:
+        assert len(choices(await front.complete(["a", "b", "c"], max_tokens=1))) == 3
+        assert len(choices(await front.complete("a", n=3, max_tokens=1))) == 3
+        error = (await front.complete(["a", "b"], n=2)).error()
+        assert (error["param"], error["type"]) == ("prompt", "invalid_request_error")
+        assert "4 answers" in error["message"]
+        assert "at most 3" in error["message"]
+        assert (await front.chat(n=4)).error()["param"] == "n"
 
 
 async def test_n_for_each_prompt_with_the_same_seeds() -> None:

@@ -21,7 +21,8 @@ from kttrio.layers.linear import Linear
 from kttrio.layers.norm import RMSNorm
 from kttrio.layers.rotary import Rotation
 
-QUERY_BLOCK = 256  # queries of a long chunk that attend together: bounds the mask
+QUERY_BLOCK = 256  # queries of a long chunk that attend together
+MAX_BLOCK_SCORES = 1 << 23  # of one such block and head: bounds the mask of a long context
 MAX_SCORES = 1 << 22  # of one group and head
 MAX_KEYS = 1 << 18  # gathered for one group
 CHEAP_PADDING = 1 << 16  # scores; more than this is only padded where it at most doubles the work
@@ -79,8 +80,9 @@ def _pieces(batch: Batch) -> Iterator[Piece]:
     for sequence, (start, length, offset) in enumerate(
         zip(batch.starts, batch.lengths, batch.offsets, strict=False)
     ):
-        for first in range(0, length, QUERY_BLOCK):
-            queries = min(QUERY_BLOCK, length - first)
+        block = min(QUERY_BLOCK, max(MAX_BLOCK_SCORES // (start + length), 1))
+        for first in range(0, length, block):
+            queries = min(block, length - first)
             yield Piece(sequence, offset + first, start + first, queries)
 
 

@@ -70,7 +70,7 @@ def plan_memory(
         MemoryRow("experts", "cpu", estimate.expert_bytes),
         MemoryRow("dense weights", where, estimate.dense_bytes),
         MemoryRow("recurrent states", where, slots * estimate.cache_shape.bytes_per_slot),
-        MemoryRow("step scratch", where, _scratch_bytes(estimate, engine)),
+        MemoryRow("step scratch", where, _scratch_bytes(estimate, engine, context)),
     )
     budget = int(available_bytes * engine.mem_fraction_static)
     wanted = _wanted_pages(engine, context, on_host=where == "cpu")
@@ -111,13 +111,14 @@ def _check(engine: EngineConfig) -> None:
         )
 
 
-def _scratch_bytes(estimate: Estimate, engine: EngineConfig) -> int:
-    """What the largest step needs beside its caches: activations, logits, penalty counts."""
+def _scratch_bytes(estimate: Estimate, engine: EngineConfig, context: int) -> int:
+    """What the largest step needs beside its caches: activations, logits, masks, penalty counts."""
     shape, slots = estimate.shape, engine.max_running_requests
     rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
     logits = max(slots, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    return (rows + logits) * torch.float32.itemsize + counts
+    masks = engine.chunked_prefill_size * context * torch.bool.itemsize
+    return (rows + logits) * torch.float32.itemsize + masks + counts
 
 
 def _wanted_pages(engine: EngineConfig, context: int, *, on_host: bool) -> int:

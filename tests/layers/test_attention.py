@@ -100,6 +100,7 @@ def test_ragged_sequences_do_not_meet(layer):
         {"MAX_KEYS": 32},
         {"MAX_SCORES": 64},
         {"QUERY_BLOCK": 5},
+        {"MAX_BLOCK_SCORES": 40},
         {"QUERY_BLOCK": 2, "CHEAP_PADDING": 1, "MAX_KEYS": 50},
     ],
     ids=str,
@@ -125,6 +126,15 @@ def test_one_long_sequence_does_not_pad_all_others(monkeypatch):
     runs = [(0, 399, 1), *((i, 10, 1) for i in range(1, 8))]
     index = index_keys(pages.batch(*runs), PAGE)
     assert [group.mask.shape[3] for group in index.groups] == [400, 11]
+
+
+def test_the_blocks_of_a_long_context_stay_small(monkeypatch):
+    monkeypatch.setattr(attention, "MAX_SCORES", 1 << 14)
+    monkeypatch.setattr(attention, "MAX_BLOCK_SCORES", 1 << 14)
+    table = tuple(range(1024))
+    index = index_keys(make_batch([Run(0, 4000, (0,) * 96, table)], PAGE), PAGE)
+    assert [group.mask.shape[2] for group in index.groups] == [4] * 24
+    assert max(group.mask.numel() for group in index.groups) <= 1 << 14
 
 
 def test_masked_keys_are_never_read(layer):

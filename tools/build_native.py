@@ -11,10 +11,16 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 from setuptools.errors import ExecError
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError as error:  # only where --no-build-isolation takes what the environment has
+    raise ImportError(
+        "building kttrio needs a newer setuptools; run: pip install 'setuptools>=77' cmake ninja"
+    ) from error
 
 LIBRARY = Path("kttrio") / "libkttrio.so"
 

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <map>
 #include <string>
+#include <system_error>
 
 #include "error.h"
 #include "topology.h"
@@ -106,6 +107,13 @@ Pool::Pool(const PoolOptions& options) : process_(getpid()) {
   }
   try {
     start_workers(threads_of, numa_of);
+  } catch (const std::system_error& error) {
+    const size_t num_started = workers_.size() + 1;
+    stop_workers();
+    throw Error(ErrorCode::kUnsupported,
+                "only " + std::to_string(num_started) + " of " + std::to_string(num_threads_) +
+                    " threads could be started: " + error.what() +
+                    "; ask for fewer, or raise the limits on processes and memory (ulimit -a)");
   } catch (...) {
     stop_workers();
     throw;

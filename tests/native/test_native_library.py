@@ -6,6 +6,7 @@ import ast
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,32 @@ def test_another_abi_version_is_refused(tmp_path: Path) -> None:
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library], check=True)
     with pytest.raises(NativeError, match="speaks ABI version 999, this package 1; build it again"):
         native.open_library(library)
+
+
+SHORT_OF_THREADS = """
+import resource
+from kttrio import native
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    native.Pool(threads=4096)
+except native.NativeError as error:
+    print(error)
+print(native.Pool(threads=2).num_threads)
+"""
+
+
+def test_threads_that_cannot_start_are_an_error() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_THREADS],
+        cwd=Path(__file__).resolve().parents[2],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    message, threads = found.stdout.splitlines()
+    assert " of 4096 threads could be started: " in message
+    assert "ask for fewer" in message
+    assert threads == "2"
 
 
 def test_native_never_imports_torch() -> None:

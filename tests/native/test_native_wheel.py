@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_SDIST = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+
+
+def test_a_setuptools_too_old_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("setuptools")
+    monkeypatch.setitem(sys.modules, "setuptools.command.bdist_wheel", None)
+    with pytest.raises(ImportError, match="pip install 'setuptools>=77' cmake ninja"):
+        runpy.run_path(str(ROOT / "tools" / "build_native.py"))
 
 
 @pytest.mark.slow

@@ -274,7 +274,12 @@ class _Link:
         self, method: str, target: str, headers: list[tuple[str, str]], payload: bytes
     ) -> None:
         """Send a request and read the answer's head."""
-        head = self._http.send(h11.Request(method=method, target=target, headers=headers))
+        try:
+            fields = [(name.encode(), value.encode()) for name, value in headers]
+            asked = h11.Request(method=method, target=target, headers=fields)
+        except (h11.LocalProtocolError, UnicodeEncodeError) as error:
+            raise ClientError(f"the address or the key cannot stand in HTTP: {error}") from None
+        head = self._http.send(asked)
         data = self._http.send(h11.Data(data=payload)) if payload else b""
         end = self._http.send(h11.EndOfMessage())
         try:

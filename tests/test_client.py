@@ -96,6 +96,22 @@ async def test_key_and_host_are_sent_and_v1_is_not_doubled(listen) -> None:
     assert f"Host: {url.removeprefix('http://')}" in seen[0]
 
 
+async def test_a_key_may_have_any_character_but_controls(listen) -> None:
+    seen = []
+
+    async def script(stream: trio.SocketStream) -> None:
+        seen.append((await read_request(stream))[0])
+        await stream.send_all(answer(b"{}"))
+
+    url = await listen(script)
+    async with Client(url, api_key="sésame") as client:
+        await client.get_json("/")
+    assert "Authorization: Bearer sésame".encode() in seen[0]
+    async with Client(url, api_key="a\nb") as client:
+        with pytest.raises(ClientError, match="the key cannot stand in HTTP"):
+            await client.get_json("/")
+
+
 async def test_a_connection_the_server_closed_meanwhile_is_replaced(listen) -> None:
     async def script(stream: trio.SocketStream) -> None:
         await read_request(stream)

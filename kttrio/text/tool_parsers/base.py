@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from kttrio.config import ConfigError
 
@@ -20,8 +20,7 @@ Tools = Sequence[Mapping[str, Any]]
 """Tools as OpenAI clients send them, with or without the `function` level."""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """Text for the reader."""
 
     text: str

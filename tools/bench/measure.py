@@ -216,8 +216,3 @@ async def wait_until_idle(target: Target, seconds: float) -> dict[str, Any]:
             if trio.current_time() > deadline or not any(in_use(info).values()):
                 return info
             await trio.sleep(IDLE_INTERVAL)
-
-
-async def fetch(target: Target, path: str) -> Any:
-    async with target.client() as client:
-        return await client.get_json(path)

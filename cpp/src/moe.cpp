@@ -33,7 +33,7 @@ Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Activation
   for (size_t part = 0; part < pool.num_parts(); ++part) {
     const auto [begin, width] = cut(shape.intermediate_size, part, pool.num_parts());
     slices_.emplace_back(shape, begin, width, pool.memory_node(part));
-    activation_row_.push_back(kernels_.row_bytes(slices_.back().down(0).depth));
+    activation_row_.push_back(kernels_.row_bytes(slices_.back().down_depth()));
   }
   const auto held = pool.lock();
   engine_->scratch.reserve(scratch_need());
@@ -79,7 +79,10 @@ void Layer::set_expert(size_t expert, const ExpertSource& source) {
   const auto held = engine_->pool.lock();
   unset(expert);
   auto& counts = engine_->scratch.counts;
-  for (size_t i = 0; i < slices_.size(); ++i) counts[i] = slices_[i].num_panels();
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    slices_[i].take(expert);
+    counts[i] = slices_[i].num_panels();
+  }
   try {
     engine_->pool.parallel_for(counts, [&](Pool::Place place, size_t i) {
       slices_[place.part].pack_panel(expert, i, source);
@@ -92,7 +95,6 @@ void Layer::set_expert(size_t expert, const ExpertSource& source) {
   ++num_set_;
 }
 
-// Part by part: where a cut goes through a group both parts write its scale.
 void Layer::get_expert(size_t expert, const ExpertTarget& target) const {
   const auto held = engine_->pool.lock();
   if (!is_set_[expert]) {
@@ -100,13 +102,10 @@ void Layer::get_expert(size_t expert, const ExpertTarget& target) const {
                 "expert " + std::to_string(expert) + " has no weights here; set them first");
   }
   auto& counts = engine_->scratch.counts;
-  for (size_t part = 0; part < slices_.size(); ++part) {
-    std::fill(counts.begin(), counts.end(), 0);
-    counts[part] = slices_[part].num_panels();
-    engine_->pool.parallel_for(counts, [&](Pool::Place, size_t i) {
-      slices_[part].unpack_panel(expert, i, target);
-    });
-  }
+  for (size_t i = 0; i < slices_.size(); ++i) counts[i] = slices_[i].num_panels();
+  engine_->pool.parallel_for(counts, [&](Pool::Place place, size_t i) {
+    slices_[place.part].unpack_panel(expert, i, target);
+  });
 }
 
 void Layer::clear_expert(size_t expert) {

@@ -220,11 +220,12 @@ size_t Layer::Run::point_to_operands(const Grouping::Chunk& chunk, const void** 
 void Layer::Run::run_down() {
   const bool is_whole = pool_.num_parts() == 1;
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const Panels panels = layer_.slices_[part].down(0);
-    const size_t most = is_whole ? panels_of_totals(num_tokens_) : panels.count;
-    cut_by_panels({pool_.num_threads(part), panels.count,
-                   panels.panel_bytes * groups_.active().size(), kernels_.num_panels,
-                   std::clamp<size_t>(most, 1, std::max<size_t>(panels.count, 1))},
+    const ExpertSlice& slice = layer_.slices_[part];
+    const size_t num_panels = slice.num_down_panels();
+    const size_t most = is_whole ? panels_of_totals(num_tokens_) : num_panels;
+    cut_by_panels({pool_.num_threads(part), num_panels,
+                   slice.down_panel_bytes() * groups_.active().size(), kernels_.num_panels,
+                   std::clamp<size_t>(most, 1, std::max<size_t>(num_panels, 1))},
                   scratch_.parts[part].tasks);
     scratch_.counts[part] = scratch_.parts[part].tasks.size();
   }

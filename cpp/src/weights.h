@@ -49,6 +49,8 @@ class ExpertSlice {
   size_t num_gate_up_panels() const { return gate_up_.count; }
   size_t num_down_panels() const { return down_.count; }
   size_t num_panels() const { return gate_up_.count + down_.count; }
+  const Depth& down_depth() const { return down_.depth; }
+  size_t down_panel_bytes() const { return down_.panel_bytes; }
   size_t bytes_per_expert() const { return place_bytes_; }
 
   // Gives an expert a place, before its panels are packed; one that has a place keeps it.
@@ -63,7 +65,7 @@ class ExpertSlice {
   void pack_panel(size_t expert, size_t index, const ExpertSource& source);
   void unpack_panel(size_t expert, size_t index, const ExpertTarget& target) const;
 
-  // A matrix of an expert, as BlockTask wants it.
+  // A matrix of an expert that has a place, as BlockTask wants it.
   struct Panels {
     const std::byte* weights;
     size_t panel_bytes;

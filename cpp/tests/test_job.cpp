@@ -10,7 +10,6 @@
 
 #include "check.h"
 #include "error.h"
-#include "experts.h"
 #include "job.h"
 #include "moe.h"
 #include "tables.h"
@@ -32,7 +31,7 @@ struct Bench {
         std::make_shared<Engine>(options, Dispatch{Isa::kAuto, runnable_tables().back()});
     layer = std::make_unique<Layer>(engine, kShape, Activation::kFloat32, LayerLimits{kTokens, 1});
     Random random(3);
-    layer->set_expert(0, random_expert(random, kShape).source());
+    layer->set_expert(0, random_expert(random, kHidden, 32, WeightFormat::kBf16).source());
     x = random.normals(kTokens * kHidden, 1.0f);
     wanted = out;
     auto args = arguments();

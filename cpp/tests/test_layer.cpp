@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "check.h"
-#include "experts.h"
 #include "moe.h"
 #include "tables.h"
 
@@ -46,6 +45,29 @@ PoolOptions options_of(size_t num_threads, size_t num_parts) {
   return options;
 }
 
+double dot(const std::vector<double>& matrix, size_t row, const std::vector<double>& v) {
+  double sum = 0.0;
+  for (size_t i = 0; i < v.size(); ++i) sum += matrix[row * v.size() + i] * v[i];
+  return sum;
+}
+
+// What an expert makes of one token.
+std::vector<double> apply(const Expert& expert, const std::vector<double>& x) {
+  std::vector<double> middle(expert.gate.values.size() / x.size());
+  for (size_t i = 0; i < middle.size(); ++i) {
+    const double gate = dot(expert.gate.values, i, x);
+    middle[i] = gate / (1.0 + std::exp(-gate)) * dot(expert.up.values, i, x);
+  }
+  std::vector<double> out(x.size());
+  for (size_t h = 0; h < x.size(); ++h) out[h] = dot(expert.down.values, h, middle);
+  return out;
+}
+
+Expert random_expert(Random& random, const LayerShape& shape) {
+  return random_expert(random, shape.hidden_size, shape.intermediate_size, shape.format,
+                       shape.group);
+}
+
 // Experts of one shape, a batch and what should come out.
 struct Case {
   Case(const LayerShape& layer_shape, Batch tokens) : shape(layer_shape), batch(std::move(tokens)) {
@@ -61,8 +83,8 @@ struct Case {
       if (batch.ids[i] < 0) continue;
       const size_t token = i / kTopK;
       const auto begin = batch.x.begin() + static_cast<ptrdiff_t>(token * hidden);
-      const auto out = experts[static_cast<size_t>(batch.ids[i])](
-          std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
+      const auto out = apply(experts[static_cast<size_t>(batch.ids[i])],
+                             std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
       for (size_t h = 0; h < hidden; ++h) {
         wanted[token * hidden + h] += double{batch.weights[i]} * out[h];
       }

@@ -110,18 +110,17 @@ class Stage {
     end_ = position;
   }
 
-  // Tiles are readied in the order in which they are multiplied.
+  // Tile by tile across, each over all steps: near to the order of memory.
   void ready_tile(size_t index) {
-    const size_t across = num_panels_ * kTilesOfPanel;
-    const Step& step = steps_[index / across];
-    const std::byte* packed = step.packed[index % across];
+    const Step& step = steps_[index % num_steps_];
+    const size_t across = index / num_steps_;
     if constexpr (kDecodes || kHasShortSteps) {
       if (step.decoded != nullptr) {
-        decode_tile(packed, step.depth, step.decoded + index % across * kTileBytes);
+        decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
         return;
       }
     }
-    prefetch_to_l2(packed, kTileBytes);
+    prefetch_to_l2(step.packed[across], kTileBytes);
   }
 
   void ready_all() {

@@ -31,7 +31,7 @@ class JobQueue {
   friend class Job;
 
   void push(Job* job);
-  void remove(Job* job);
+  bool remove(Job* job);
   Job* pop();
   void loop();
 

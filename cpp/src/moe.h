@@ -68,13 +68,16 @@ class Layer {
   class Run;  // one forward under way
   Scratch::Need scratch_need() const;
   void unset(size_t expert);
+  void release(size_t expert);
+  Depth input_depth() const { return {shape_.hidden_size, 0, shape_.group}; }
 
   std::shared_ptr<Engine> engine_;
   LayerShape shape_;
   LayerLimits limits_;
   ActivationKernels kernels_;
-  std::vector<ExpertSlice> slices_;  // [part]
-  std::vector<bool> is_set_;         // [num_experts]
+  std::vector<ExpertSlice> slices_;     // [part]
+  std::vector<size_t> activation_row_;  // [part]: bytes of a row of down's operands
+  std::vector<bool> is_set_;            // [num_experts]
   size_t num_set_ = 0;
 };
 

@@ -31,8 +31,8 @@ bool WaitWord::wait(uint32_t old) const {
   return true;
 }
 
-void WaitWord::wake_sleepers(int count) {
-  syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0);
+void WaitWord::wake_sleepers(uint32_t count) {
+  syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, static_cast<int>(count), nullptr, nullptr, 0);
 }
 
 }  // namespace ktt

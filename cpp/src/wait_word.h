@@ -16,13 +16,15 @@ inline void pause_spinning() {
 
 class WaitWord {
  public:
+  static constexpr uint32_t kAll = 1u << 30;  // as many as there are
+
   uint32_t load() const { return value_.load(std::memory_order_acquire); }
   void store(uint32_t value) { value_.store(value, std::memory_order_release); }  // wakes nobody
   uint32_t add(uint32_t count) { return value_.fetch_add(count) + count; }
   uint32_t subtract(uint32_t count) { return value_.fetch_sub(count) - count; }
 
   // Wakes up to `count` of those that sleep.
-  void wake(int count) {
+  void wake(uint32_t count) {
     if (num_sleepers_.load() > 0) wake_sleepers(count);
   }
 
@@ -30,7 +32,7 @@ class WaitWord {
   bool wait(uint32_t old) const;
 
  private:
-  void wake_sleepers(int count);
+  void wake_sleepers(uint32_t count);
 
   // Sequentially consistent where a change meets a sleeper: either the one who changes the value
   // sees the sleeper, or the sleeper sees the change.

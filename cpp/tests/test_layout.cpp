@@ -151,6 +151,54 @@ TEST(unpacking_gives_back_every_bit_and_touches_nothing_else) {
   });
 }
 
+// Scales of 32 columns, a row of them for each column or one for each tile.
+template <class Scale>
+struct ScaleMatrix {
+  ScaleMatrix(size_t rows, size_t groups, Scale first) : groups(groups), values(2 * rows * groups) {
+    for (Scale& value : values) value = first++;
+  }
+  Scale* tile(size_t t) { return values.data() + t * values.size() / 2; }
+  PanelSource source() { return {{tile(0), tile(1)}, groups * sizeof(Scale)}; }
+  PanelTarget target() { return {{tile(0), tile(1)}, groups * sizeof(Scale)}; }
+
+  size_t groups;
+  std::vector<Scale> values;
+};
+
+TEST(scales_of_groups_lie_by_group_then_column) {
+  const Depth depth = {160, 96, 64};  // half a group, then two
+  ScaleMatrix<uint16_t> m(kTileColumns, 3, 0);
+  std::vector<uint16_t> panel(panel_scale_bytes(WeightFormat::kInt4, depth) / 2);
+  pack_scales(WeightFormat::kInt4, m.source(), depth, panel.data());
+  for (size_t group = 0; group < 3; ++group) {
+    for (size_t column = 0; column < kPanelColumns; ++column) {
+      CHECK_EQUAL(panel[group * 32 + column], column * 3 + group);
+    }
+  }
+}
+
+TEST(scales_of_squares_lie_by_block_then_tile) {
+  ScaleMatrix<float> m(1, 3, 0.5f);
+  std::vector<float> panel(6);
+  pack_scales(WeightFormat::kFp8, m.source(), {384, 0, 128}, panel.data());
+  CHECK((panel == std::vector<float>{0.5f, 3.5f, 1.5f, 4.5f, 2.5f, 5.5f}));
+}
+
+TEST(a_group_cut_in_two_is_given_back_by_its_first_half) {
+  for (const Depth& depth : {Depth{160, 96, 64}, Depth{192, 64, 64}}) {
+    ScaleMatrix<uint16_t> m(kTileColumns, 3, 100);
+    std::vector<uint16_t> panel(panel_scale_bytes(WeightFormat::kInt8, depth) / 2);
+    pack_scales(WeightFormat::kInt8, m.source(), depth, panel.data());
+    ScaleMatrix<uint16_t> back(kTileColumns, 3, 7000);
+    ScaleMatrix<uint16_t> wanted = m;
+    if (depth.begin % depth.group != 0) {
+      for (size_t i = 0; i < wanted.values.size(); i += 3) wanted.values[i] = back.values[i];
+    }
+    unpack_scales(WeightFormat::kInt8, panel.data(), depth, back.target());
+    CHECK(back.values == wanted.values);
+  }
+}
+
 TEST(sizes) {
   CHECK_EQUAL(panel_bytes(WeightFormat::kBf16, 96), size_t{32 * 96 * 2});
   CHECK_EQUAL(panel_bytes(WeightFormat::kInt4, 96), size_t{32 * 96 / 2});

@@ -138,23 +138,42 @@ void unpack_as(WeightFormat format, const void* panel, const Depth& depth,
   });
 }
 
+// Calls fn(tile, row, group, index within the panel's scales) for each of them.
+template <class Fn>
+void for_each_scale(size_t num_rows, size_t num_groups, Fn fn) {
+  for (size_t group = 0, index = 0; group < num_groups; ++group) {
+    for (size_t tile = 0; tile < 2; ++tile) {
+      for (size_t row = 0; row < num_rows; ++row, ++index) fn(tile, row, group, index);
+    }
+  }
+}
+
+template <class Scale>
+void pack_scales_as(const PanelSource& source, size_t num_rows, size_t num_groups, void* panel) {
+  auto* to = static_cast<Scale*>(panel);
+  for_each_scale(num_rows, num_groups, [&](size_t tile, size_t row, size_t group, size_t index) {
+    const auto* from = static_cast<const std::byte*>(source.tile[tile]) + row * source.row_bytes;
+    to[index] = reinterpret_cast<const Scale*>(from)[group];
+  });
+}
+
+template <class Scale>
+void unpack_scales_as(const void* panel, size_t num_rows, const Depth& depth,
+                      const PanelTarget& target) {
+  const auto* from = static_cast<const Scale*>(panel);
+  const size_t first_group = depth.begin % depth.group == 0 ? 0 : 1;
+  const size_t num_groups = depth.num_groups();
+  for_each_scale(num_rows, num_groups, [&](size_t tile, size_t row, size_t group, size_t index) {
+    if (group < first_group) return;
+    auto* to = static_cast<std::byte*>(target.tile[tile]) + row * target.row_bytes;
+    reinterpret_cast<Scale*>(to)[group] = from[index];
+  });
+}
+
 }  // namespace
 
 size_t panel_bytes(WeightFormat format, size_t depth) {
   return weight_bytes(format, kPanelColumns * depth);
-}
-
-size_t panel_scale_bytes(WeightFormat format, const Depth& depth) {
-  const FormatTraits t = traits(format);
-  switch (t.scales) {
-    case Scales::kNone:
-      return 0;
-    case Scales::kSquares:
-      return depth.num_groups() * (kPanelColumns / kTileColumns) * t.scale_bytes;
-    case Scales::kGroups:
-      return depth.num_groups() * kPanelColumns * t.scale_bytes;
-  }
-  __builtin_unreachable();
 }
 
 void pack_panel(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel) {
@@ -181,6 +200,33 @@ void unpack_panel(WeightFormat format, const void* panel, const Depth& depth,
       return unpack_as<ArrangeQuads>(format, panel, depth, target);
     case WeightFormat::kInt4:
       return unpack_as<ArrangeNibbles>(format, panel, depth, target);
+  }
+}
+
+size_t panel_scale_bytes(WeightFormat format, const Depth& depth) {
+  return depth.num_groups() * 2 * scale_rows(format) * traits(format).scale_bytes;
+}
+
+void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel) {
+  switch (traits(format).scales) {
+    case Scales::kNone:
+      return;
+    case Scales::kSquares:
+      return pack_scales_as<float>(source, 1, depth.num_groups(), panel);
+    case Scales::kGroups:
+      return pack_scales_as<uint16_t>(source, kTileColumns, depth.num_groups(), panel);
+  }
+}
+
+void unpack_scales(WeightFormat format, const void* panel, const Depth& depth,
+                   const PanelTarget& target) {
+  switch (traits(format).scales) {
+    case Scales::kNone:
+      return;
+    case Scales::kSquares:
+      return unpack_scales_as<float>(panel, 1, depth, target);
+    case Scales::kGroups:
+      return unpack_scales_as<uint16_t>(panel, kTileColumns, depth, target);
   }
 }
 

@@ -31,9 +31,9 @@
 namespace ktt {
 namespace {
 
-// A block whose rows do not lie behind one another, or are fewer than a tile has, is gathered by the
-// kernel for each stage: a copy of 64 bytes for each row and step. That is at most 16 copies in the
-// 64 cycles of a step, and where there are so few rows the step waits some 500 cycles for its
+// A block whose rows do not lie behind one another, or are fewer than a tile has, is gathered by
+// the kernel for each stage: a copy of 64 bytes for each row and step. That is at most 16 copies in
+// the 64 cycles of a step, and where there are so few rows the step waits some 500 cycles for its
 // weights anyway. With more rows than a block the wait is shared, and copying them once pays.
 inline constexpr size_t kMinTileRows = kTileRows + 1;
 
@@ -132,9 +132,7 @@ class Pass {
     return left < kTileRows ? left : kTileRows;
   }
 
-  bool is_gathered(size_t row) const {
-    return task_.row_stride == 0 || rows_from(row) < kTileRows;
-  }
+  bool is_gathered(size_t row) const { return task_.row_stride == 0 || rows_from(row) < kTileRows; }
 
   // Tiles of operands as they are loaded; rows past the last one keep what they held.
   void gather(size_t row) {
@@ -233,9 +231,9 @@ inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
   return true;
 }
 
-template <class Tiles, WeightFormat kFormat>
+template <class Tiles, class Format>
 void multiply_tiles(const BlockTask& task) {
-  using ThisStage = Stage<Tiles, kFormat>;
+  using ThisStage = Stage<Tiles, Format>;
   Workspace workspace;
   ThisStage first(task.decode);
   ThisStage second(task.decode + kStageDecodeBytes);

@@ -136,7 +136,12 @@ class Stage {
     prefetch_to_l2(step.packed[across], kTileBytes);
   }
 
+  // For a call's first stage, which nobody has fetched.
   void ready_all() {
+    for (size_t i = 0; i < num_tiles(); ++i) {
+      const Step& step = steps_[i % num_steps_];
+      prefetch_to_l2(step.packed[i / num_steps_], weight_bytes(kFormat, step.depth * kTileColumns));
+    }
     for (size_t i = 0; i < num_tiles(); ++i) ready_tile(i);
   }
 

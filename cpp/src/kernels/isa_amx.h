@@ -218,16 +218,24 @@ inline void multiply_stage(const BlockTask& task, const Stage& stage, Stage* nex
   }
 }
 
-// Plans what follows a stage: the same panels' next depths, else the next panels. False at the end.
+// Rows that stay in the second cache are best met by one pair of panels after the other, each read
+// from end to end. More rows than that pass once for all panels of the call, stage by stage.
+inline constexpr size_t kOperandsInCache = 1 << 20;
+
+// Plans what follows a stage; false at the end.
 template <class Stage>
 inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
-  if (stage.end() < task.depth.size) {
-    next.plan(task, stage.panel(), stage.end());
-    return true;
+  constexpr size_t kElementBytes = Stage::Tiles::kElementBytes;
+  const bool by_depth = task.num_rows * task.depth.size * kElementBytes > kOperandsInCache;
+  const size_t next_panel = stage.panel() + stage.num_panels();
+  const bool is_last_panel = next_panel == task.num_panels;
+  const bool is_last_depth = stage.end() == task.depth.size;
+  if (is_last_panel && is_last_depth) return false;
+  if (by_depth ? is_last_panel : !is_last_depth) {
+    next.plan(task, by_depth ? 0 : stage.panel(), stage.end());
+  } else {
+    next.plan(task, next_panel, by_depth ? stage.position() : 0);
   }
-  const size_t panel = stage.panel() + stage.num_panels();
-  if (panel == task.num_panels) return false;
-  next.plan(task, panel, 0);
   return true;
 }
 

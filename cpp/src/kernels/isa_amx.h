@@ -196,8 +196,7 @@ class Pass {
             Tiles::kRowScales ? Int8Row::scales_offset(task_.depth) + scale : 0,
             task_.sums + stage_.panel() * panel_stride + row * kPanelColumns,
             panel_stride,
-            rows_from(row),
-            stage_.position() == 0 && first == 0};
+            rows_from(row)};
   }
 
   const BlockTask& task_;
@@ -247,6 +246,7 @@ void multiply_tiles(const BlockTask& task) {
   ThisStage second(task.decode + kStageDecodeBytes);
   ThisStage* stage = &first;
   ThisStage* next = &second;
+  clear_sums<IsaAvx512>(task);
   stage->plan(task, 0, 0);
   stage->ready_all();
   while (plan_next(task, *stage, *next)) {

@@ -1,6 +1,6 @@
 // A stage: as much of one or two neighbouring panels as stays in the first cache while all rows
 // pass, laid out as the list of tiles to multiply with. While one stage is multiplied the next one
-// is made ready tile by tile.
+// is made ready tile by tile, and the one after it is fetched from memory.
 #pragma once
 
 #include <immintrin.h>
@@ -79,12 +79,6 @@ struct QuadTiles {
   }
 };
 
-inline void prefetch_to_l2(const std::byte* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
-  }
-}
-
 // One tile's depth of every tile across.
 struct Step {
   const std::byte* packed[kMaxTilesAcross];
@@ -105,11 +99,10 @@ class Stage {
  public:
   using Tiles = Tiles_;
 
-  explicit Stage(std::byte* decoded) : decoded_(decoded) {}
-
   // Takes as many whole groups from `position` of a panel's depth on as there is room for, so that
   // what is summed before it is scaled depends on nothing but the slice's depth.
-  void plan(const BlockTask& task, size_t panel, size_t position) {
+  void plan(const BlockTask& task, size_t panel, size_t position, std::byte* decoded) {
+    decoded_ = decoded;
     panel_ = panel;
     position_ = position;
     num_panels_ = task.num_panels - panel > 1 ? 2 : 1;
@@ -124,20 +117,21 @@ class Stage {
   }
 
   // Tile by tile across, each over all steps: near to the order of memory.
-  void ready_tile(size_t index) {
+  void fetch_tile(size_t index) const {
     const Step& step = steps_[index % num_steps_];
-    const size_t across = index / num_steps_;
-    if constexpr (kIsDecoded || kHasShortSteps) {
-      if (step.decoded != nullptr) {
-        decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
-        return;
-      }
+    const std::byte* from = step.packed[index / num_steps_];
+    for (size_t at = 0; at < weight_bytes(kFormat, step.depth * kTileColumns); at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
     }
-    prefetch_to_l2(step.packed[across], kTileBytes);
   }
 
-  void ready_all() {
-    for (size_t i = 0; i < num_tiles(); ++i) ready_tile(i);
+  void ready_tile(size_t index) {
+    if constexpr (kIsDecoded || kHasShortSteps) {
+      const Step& step = steps_[index % num_steps_];
+      const size_t across = index / num_steps_;
+      if (step.decoded == nullptr) return;
+      decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
+    }
   }
 
   size_t num_tiles() const { return num_steps_ * num_panels_ * kTilesOfPanel; }
@@ -147,6 +141,7 @@ class Stage {
   const StageGroup& group(size_t i) const { return groups_[i]; }
   size_t first_group() const { return first_group_; }  // among the slice's groups
   size_t panel() const { return panel_; }
+  std::byte* decoded() const { return decoded_; }
   size_t num_panels() const { return num_panels_; }
   size_t position() const { return position_; }
   size_t end() const { return end_; }
@@ -220,12 +215,8 @@ class Stage {
   static void decode_tile(const std::byte* from, size_t depth, std::byte* to) {
     constexpr size_t kFrom = weight_bytes(kFormat, kUnitDepth * kTileColumns);
     constexpr size_t kTo = kUnitDepth * kTileColumns * Tiles::kElementBytes;
-    // Two stages of this panel ahead: the next stage is being decoded.
-    constexpr size_t kAhead =
-        weight_bytes(kFormat, kMaxDecodedSteps * Tiles::kDepth * kPanelColumns);
     size_t d = 0;
     for (; d < depth; d += kUnitDepth, from += kFrom, to += kTo) {
-      prefetch_to_l2(from + kAhead, kFrom);
       Tiles::template decode<Format>(from, to);
     }
     for (; d < Tiles::kDepth; d += kUnitDepth, to += kTo) {

@@ -81,12 +81,14 @@ def check_parts(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:
     """Raise CheckpointError for the first part that is missing, misshapen or unreadable."""
     for part in parts:
         entry = checkpoint.entry(part.name)
-        if entry.shape != part.shape:
+        form = formats.find(formats.stored_format(checkpoint, part.name))
+        wanted = form.stored_shape(part.shape)
+        if entry.shape != wanted:
             raise CheckpointError(
                 f"tensor {part.name!r} in {entry.file} has shape {list(entry.shape)}; the config "
-                f"asks for {list(part.shape)}"
+                f"asks for {list(wanted)}"
             )
-        formats.find(formats.stored_format(checkpoint, part.name)).check(checkpoint, part.name)
+        form.check(checkpoint, part.name)
 
 
 def check_names(checkpoint: Checkpoint, known: set[str], skipped: tuple[str, ...]) -> None:

@@ -15,11 +15,20 @@ from kttrio.weights.formats.base import Packed
 
 COMPANION = "_scale_inv"
 BLOCK = 128
+GROUPS = (BLOCK,)
 LARGEST = 448.0  # of e4m3
 SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 
 
-def nbytes(shape: tuple[int, ...]) -> int:
+def claims(checkpoint: Checkpoint, name: str) -> bool:
+    return name + COMPANION in checkpoint
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
+
+
+def nbytes(shape: tuple[int, ...], _group: int) -> int:
     rows, columns = scale_shape(shape)
     return torch.Size(shape).numel() + 4 * rows * columns
 
@@ -47,6 +56,10 @@ def check(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
+def group_sizes(_checkpoint: Checkpoint, _name: str) -> frozenset[int]:
+    return frozenset(GROUPS)
+
+
 def load(checkpoint: Checkpoint, name: str) -> Packed:
     return Packed(checkpoint.read(name), checkpoint.read(name + COMPANION).float())
 
@@ -59,7 +72,7 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     return (packed.data.float() * scale.repeat_interleave(BLOCK, 1)[:, :columns]).to(dtype)
 
 
-def quantize(weight: Tensor) -> Packed:
+def quantize(weight: Tensor, _group: int) -> Packed:
     """Round to nearest with the block's largest magnitude at the end of e4m3's range."""
     rows, columns = weight.shape
     padded = F.pad(weight.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))

@@ -106,8 +106,13 @@ def check_names(checkpoint: Checkpoint, known: set[str], skipped: tuple[str, ...
 
 
 def stored_bytes(checkpoint: Checkpoint, parts: Iterable[Part]) -> int:
-    """Bytes of the parts themselves, without their scales."""
-    return sum(checkpoint.entry(part.name).nbytes for part in parts)
+    """Bytes of the parts and their scales."""
+    total = 0
+    for part in parts:
+        companion = formats.find(formats.stored_format(checkpoint, part.name)).COMPANION
+        names = {part.name, part.name + companion}
+        total += sum(checkpoint.entry(name).nbytes for name in names)
+    return total
 
 
 def fill(

@@ -152,15 +152,16 @@ void Layer::Run::multiply(Pool::Place place, const Panels& panels, size_t first,
 void Layer::Run::run_gate_up() {
   const auto& chunks = groups_.chunks();
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const Panels panels = layer_.slices_[part].gate_up(0);
+    const ExpertSlice& slice = layer_.slices_[part];
+    const size_t num_panels = slice.num_gate_up_panels();
     Scratch::Part& scratch = scratch_.parts[part];
-    cut_by_chunks({pool_.num_threads(part), panels.count, panels.panel_bytes, kernels_.num_panels,
-                   std::max<size_t>(panels.count, 1)},
+    cut_by_chunks({pool_.num_threads(part), num_panels, slice.gate_up_panel_bytes(),
+                   kernels_.num_panels, std::max<size_t>(num_panels, 1)},
                   chunks, scratch.tasks);
     scratch_.counts[part] = scratch.tasks.size();
     if (!kernels_.quantizes) continue;
     for (size_t c = 0; c < chunks.size(); ++c) {
-      scratch.open_panels[c].store(static_cast<uint32_t>(panels.count), std::memory_order_relaxed);
+      scratch.open_panels[c].store(static_cast<uint32_t>(num_panels), std::memory_order_relaxed);
     }
   }
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {

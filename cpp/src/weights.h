@@ -50,6 +50,7 @@ class ExpertSlice {
   size_t num_down_panels() const { return down_.count; }
   size_t num_panels() const { return gate_up_.count + down_.count; }
   const Depth& down_depth() const { return down_.depth; }
+  size_t gate_up_panel_bytes() const { return gate_up_.panel_bytes; }
   size_t down_panel_bytes() const { return down_.panel_bytes; }
   size_t bytes_per_expert() const { return place_bytes_; }
 

@@ -52,7 +52,7 @@ double dot(const std::vector<double>& matrix, size_t row, const std::vector<doub
 }
 
 // What an expert makes of one token.
-std::vector<double> apply(const Expert& expert, const std::vector<double>& x) {
+std::vector<double> output_of(const Expert& expert, const std::vector<double>& x) {
   std::vector<double> middle(expert.gate.values.size() / x.size());
   for (size_t i = 0; i < middle.size(); ++i) {
     const double gate = dot(expert.gate.values, i, x);
@@ -83,7 +83,7 @@ struct Case {
       if (batch.ids[i] < 0) continue;
       const size_t token = i / kTopK;
       const auto begin = batch.x.begin() + static_cast<ptrdiff_t>(token * hidden);
-      const auto out = apply(experts[static_cast<size_t>(batch.ids[i])],
+      const auto out = output_of(experts[static_cast<size_t>(batch.ids[i])],
                              std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
       for (size_t h = 0; h < hidden; ++h) {
         wanted[token * hidden + h] += double{batch.weights[i]} * out[h];

@@ -66,7 +66,7 @@ def test_a_model_says_what_the_plan_prints():
     model = load(FP8)
     assert (model.num_layers, model.num_experts, model.top_k) == (2, 8, 4)
     assert (model.vocab_size, model.hidden_size, model.context_length) == (256, 256, 4096)
-    assert model.isa in ("amx", "avx512", "avx2")
+    assert model.isa.startswith(("amx", "avx512", "avx2"))
     assert model.num_threads == 1
     model.close()
 

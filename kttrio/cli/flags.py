@@ -120,14 +120,22 @@ def _convert(item: Field[Any], hint: Any, text: str | bool) -> Any:
     if not text:
         raise ConfigError(f"{name}: needs a value, got an empty one")
     choices = item.metadata.get("choices")
-    if choices and text not in choices:
-        raise ConfigError(f"{name}: {text!r} is none of {', '.join(choices)}")
+    if choices:
+        text = _choose(name, text, choices)
     if kind is tuple:
         parts = [part.strip() for part in text.split(",")]
         return tuple(_number(name, int, part, item.metadata) for part in parts)
     if kind in (int, float):
         return _number(name, kind, text, item.metadata)
     return Path(text).expanduser() if kind is Path else text
+
+
+def _choose(name: str, text: str, choices: Sequence[str]) -> str:
+    """The choice that is meant, in whatever case it is written."""
+    for choice in choices:
+        if choice.casefold() == text.casefold():
+            return choice
+    raise ConfigError(f"{name}: {text!r} is none of {', '.join(choices)}")
 
 
 def _number(name: str, kind: type[Any], text: str, metadata: Any) -> Any:

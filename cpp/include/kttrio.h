@@ -85,12 +85,13 @@ KTT_API int32_t ktt_pool_create(int32_t isa, int32_t num_threads, const int32_t*
 /* Layers keep their pool alive: pool and layers may be destroyed in any order. NULL is fine. */
 KTT_API int32_t ktt_pool_destroy(ktt_pool* pool);
 
+/* isa is that of the kernel table in use, never one of those that stand for several. */
 KTT_API int32_t ktt_pool_info(const ktt_pool* pool, int32_t* isa, int32_t* num_threads,
                               int32_t* num_nodes);
 
 /* One MoE layer's routed experts. hidden_size and intermediate_size are multiples of 32. group_size
- * is 32, 64 or 128 for INT8 and INT4, 128 for FP8 and 0 for BF16. A forward takes at most max_tokens
- * tokens of at most max_top_k experts each. */
+ * is 32, 64 or 128 for INT8 and INT4, 128 for FP8 and 0 for BF16. A forward takes at most
+ * max_tokens tokens of at most max_top_k experts each. */
 KTT_API int32_t ktt_layer_create(ktt_pool* pool, int32_t num_experts, int32_t hidden_size,
                                  int32_t intermediate_size, int32_t weight_format,
                                  int32_t group_size, int32_t activation, int32_t max_tokens,
@@ -100,8 +101,8 @@ KTT_API int32_t ktt_layer_create(ktt_pool* pool, int32_t num_experts, int32_t hi
 KTT_API int32_t ktt_layer_destroy(ktt_layer* layer);
 
 /* One expert's weights, row major: gate and up [intermediate, hidden], down [hidden, intermediate],
- * matrix_bytes each. Scales of scale_bytes each: FP8 fp32 [ceil(rows / 128), ceil(columns / 128)],
- * INT8 and INT4 bfloat16 [rows, ceil(columns / group_size)], BF16 NULL and 0. */
+ * matrix_bytes each. Scales: FP8 fp32 [ceil(rows / 128), ceil(columns / 128)], INT8 and INT4
+ * bfloat16 [rows, ceil(columns / group_size)], BF16 NULL and 0 bytes. */
 typedef struct {
   void* gate;
   void* up;
@@ -110,7 +111,8 @@ typedef struct {
   void* up_scale;
   void* down_scale;
   uint64_t matrix_bytes;
-  uint64_t scale_bytes;
+  uint64_t gate_scale_bytes; /* of up_scale as well */
+  uint64_t down_scale_bytes;
 } ktt_expert;
 
 /* Copies an expert in; a weight or scale that is no finite number is refused (bfloat16 weights are
@@ -149,7 +151,8 @@ KTT_API int32_t ktt_layer_forward(ktt_layer* layer, const ktt_forward* args);
  * runs. num_tokens, when not NULL, replaces args->num_tokens (its upper limit) and is read then.
  * A job may be waited for before its arguments are ready: when `ready` is not NULL the dispatcher
  * first waits until *ready is at least the number of submissions so far; when `done` is not NULL it
- * stores that number there at the end. Both may lie in pinned memory that a device writes and reads. */
+ * stores that number there at the end. Both may lie in pinned memory that a device writes and
+ * reads. */
 typedef struct ktt_job ktt_job;
 KTT_API int32_t ktt_job_create(ktt_layer* layer, const ktt_forward* args, const int32_t* num_tokens,
                                const uint32_t* ready, uint32_t* done, ktt_job** job);

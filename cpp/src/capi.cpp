@@ -17,6 +17,10 @@ struct ktt_layer {
   ktt::Layer layer;
 };
 
+struct ktt_job {
+  ktt::Job job;
+};
+
 namespace {
 
 using ktt::Error;
@@ -25,9 +29,21 @@ using ktt::require;
 
 static_assert(KTT_FORMAT_BF16 == static_cast<int>(ktt::WeightFormat::kBf16));
 static_assert(KTT_FORMAT_FP8 == static_cast<int>(ktt::WeightFormat::kFp8));
+static_assert(KTT_FORMAT_INT8 == static_cast<int>(ktt::WeightFormat::kInt8));
+static_assert(KTT_FORMAT_INT4 == static_cast<int>(ktt::WeightFormat::kInt4));
 static_assert(KTT_FLOAT32 == static_cast<int>(ktt::Dtype::kFloat32));
 static_assert(KTT_BFLOAT16 == static_cast<int>(ktt::Dtype::kBfloat16));
+static_assert(KTT_ACTIVATION_FLOAT32 == static_cast<int>(ktt::Activation::kFloat32));
+static_assert(KTT_ACTIVATION_BFLOAT16 == static_cast<int>(ktt::Activation::kBfloat16));
+static_assert(KTT_ACTIVATION_INT8 == static_cast<int>(ktt::Activation::kInt8));
+static_assert(KTT_ISA_AVX2 == static_cast<int>(ktt::Isa::kAvx2));
+static_assert(KTT_ISA_AVX512 == static_cast<int>(ktt::Isa::kAvx512));
 static_assert(KTT_ISA_AMX == static_cast<int>(ktt::Isa::kAmx));
+static_assert(KTT_ISA_AVX2_BASE == static_cast<int>(ktt::Isa::kAvx2Base));
+static_assert(KTT_ISA_AVX2_VNNI == static_cast<int>(ktt::Isa::kAvx2Vnni));
+static_assert(KTT_ISA_AVX512_BASE == static_cast<int>(ktt::Isa::kAvx512Base));
+static_assert(KTT_ISA_AVX512_VNNI == static_cast<int>(ktt::Isa::kAvx512Vnni));
+static_assert(KTT_ISA_AVX512_BF16 == static_cast<int>(ktt::Isa::kAvx512Bf16));
 
 constexpr int32_t kMaxThreads = 4096;
 constexpr int32_t kMaxParts = 64;
@@ -95,32 +111,102 @@ void check_bytes(const char* name, uint64_t given, uint64_t wanted) {
   }
 }
 
-ktt::Dtype checked_dtype(const char* name, int32_t value) {
-  return static_cast<ktt::Dtype>(checked(name, value, KTT_FLOAT32, KTT_BFLOAT16));
+// The group that LayerShape wants: formats without scales have one as well.
+size_t checked_group(ktt::WeightFormat format, int32_t group_size) {
+  const auto refuse = [&](const char* wanted) {
+    throw Error(ErrorCode::kInvalidArgument,
+                "group_size is " + std::to_string(group_size) + ", but must be " + wanted);
+  };
+  switch (ktt::traits(format).scales) {
+    case ktt::Scales::kNone:
+      if (group_size != 0) refuse("0 for weights without scales");
+      return ktt::kChunkDepth;
+    case ktt::Scales::kSquares:
+      if (group_size != 128) refuse("128 for fp8 weights");
+      return ktt::kChunkDepth;
+    case ktt::Scales::kGroups:
+      if (group_size != 32 && group_size != 64 && group_size != 128) {
+        refuse("32, 64 or 128 for int8 and int4 weights");
+      }
+  }
+  return static_cast<size_t>(group_size);
 }
 
-void check_source(const ktt::LayerShape& shape, const ktt::ExpertSource& source,
-                  uint64_t matrix_bytes, uint64_t num_scales) {
-  require_pointer(source.gate, "gate");
-  require_pointer(source.up, "up");
-  require_pointer(source.down, "down");
+ktt::LayerShape checked_shape(int32_t num_experts, int32_t hidden_size, int32_t intermediate_size,
+                              int32_t weight_format, int32_t group_size) {
+  ktt::LayerShape shape;
+  shape.num_experts = checked("num_experts", num_experts, 1, kMaxExperts);
+  shape.hidden_size = checked_size("hidden_size", hidden_size);
+  shape.intermediate_size = checked_size("intermediate_size", intermediate_size);
+  shape.format = static_cast<ktt::WeightFormat>(
+      checked("weight_format", weight_format, KTT_FORMAT_BF16, KTT_FORMAT_INT4));
+  shape.group = checked_group(shape.format, group_size);
+  return shape;
+}
+
+size_t checked_expert(const ktt_layer* layer, int32_t expert) {
+  require_pointer(layer, "layer");
+  const auto num_experts = static_cast<int32_t>(layer->layer.shape().num_experts);
+  return checked("expert", expert, 0, num_experts - 1);
+}
+
+uint64_t scale_bytes(const ktt::LayerShape& shape, size_t rows, size_t columns) {
   const auto traits = ktt::traits(shape.format);
-  check_bytes("matrix_bytes", matrix_bytes,
-              shape.hidden_size * shape.intermediate_size * traits.element_bytes);
-  if (traits.scale_block == 0) {
-    require(source.gate_scale == nullptr && source.up_scale == nullptr &&
-                source.down_scale == nullptr && num_scales == 0,
-            "this layer's weight format has no scales, but scales were given");
-    return;
+  const auto ceil_div = [](size_t a, size_t b) { return (a + b - 1) / b; };
+  if (traits.scales == ktt::Scales::kSquares) rows = ceil_div(rows, ktt::kChunkDepth);
+  return rows * ceil_div(columns, shape.group) * traits.scale_bytes;
+}
+
+void check_scales(const ktt::LayerShape& shape, const ktt_expert& expert) {
+  if (ktt::traits(shape.format).scales == ktt::Scales::kNone) {
+    require(
+        expert.gate_scale == nullptr && expert.up_scale == nullptr && expert.down_scale == nullptr,
+        "this layer's weight format has no scales, but scales were given");
+  } else {
+    require_pointer(expert.gate_scale, "gate_scale");
+    require_pointer(expert.up_scale, "up_scale");
+    require_pointer(expert.down_scale, "down_scale");
   }
-  require_pointer(source.gate_scale, "gate_scale");
-  require_pointer(source.up_scale, "up_scale");
-  require_pointer(source.down_scale, "down_scale");
-  const auto blocks = [&](size_t size) {
-    return (size + traits.scale_block - 1) / traits.scale_block;
-  };
-  check_bytes("num_scales", num_scales,
-              blocks(shape.hidden_size) * blocks(shape.intermediate_size));
+  check_bytes("gate_scale_bytes", expert.gate_scale_bytes,
+              scale_bytes(shape, shape.intermediate_size, shape.hidden_size));
+  check_bytes("down_scale_bytes", expert.down_scale_bytes,
+              scale_bytes(shape, shape.hidden_size, shape.intermediate_size));
+}
+
+void check_expert(const ktt::LayerShape& shape, const ktt_expert* expert) {
+  require_pointer(expert, "the expert");
+  require_pointer(expert->gate, "gate");
+  require_pointer(expert->up, "up");
+  require_pointer(expert->down, "down");
+  check_bytes("matrix_bytes", expert->matrix_bytes,
+              ktt::weight_bytes(shape.format, shape.hidden_size * shape.intermediate_size));
+  check_scales(shape, *expert);
+}
+
+ktt::ForwardArgs checked_forward(const ktt_layer* layer, const ktt_forward* args) {
+  require_pointer(layer, "layer");
+  require_pointer(args, "args");
+  const auto& limits = layer->layer.limits();
+  ktt::ForwardArgs checked_args{};
+  checked_args.choices.num_tokens =
+      checked("num_tokens", args->num_tokens, 0, static_cast<int32_t>(limits.max_tokens));
+  checked_args.choices.top_k =
+      checked("top_k", args->top_k, 1, static_cast<int32_t>(limits.max_top_k));
+  checked_args.dtype =
+      static_cast<ktt::Dtype>(checked("dtype", args->dtype, KTT_FLOAT32, KTT_BFLOAT16));
+  checked_args.accumulate = args->accumulate != 0;
+  if (args->num_tokens == 0) return checked_args;
+  require_pointer(args->ids, "ids");
+  require_pointer(args->weights, "weights");
+  require_pointer(args->x, "x");
+  require_pointer(args->out, "out");
+  require(args->x != args->out || args->accumulate == 0,
+          "x and out are the same memory, which does not go with accumulate");
+  checked_args.choices.ids = args->ids;
+  checked_args.choices.weights = args->weights;
+  checked_args.x = args->x;
+  checked_args.out = args->out;
+  return checked_args;
 }
 
 }  // namespace
@@ -132,7 +218,7 @@ int32_t ktt_abi_version(void) { return KTT_ABI_VERSION; }
 const char* ktt_last_error(void) { return last_error; }
 
 int32_t ktt_isa_granted(int32_t isa) {
-  if (isa < KTT_ISA_AVX2 || isa > KTT_ISA_AMX) return 0;
+  if (isa < KTT_ISA_AVX2 || isa > KTT_ISA_AVX512_BF16) return 0;
   return ktt::isa_granted(static_cast<ktt::Isa>(isa)) ? 1 : 0;
 }
 
@@ -140,7 +226,8 @@ int32_t ktt_pool_create(int32_t isa, int32_t num_threads, const int32_t* nodes, 
                         ktt_pool** pool) {
   return guarded([&] {
     require_pointer(pool, "pool");
-    const auto chosen = static_cast<ktt::Isa>(checked("isa", isa, KTT_ISA_AUTO, KTT_ISA_AMX));
+    const auto chosen =
+        static_cast<ktt::Isa>(checked("isa", isa, KTT_ISA_AUTO, KTT_ISA_AVX512_BF16));
     ktt::PoolOptions options;
     options.num_threads = checked("num_threads", num_threads, 0, kMaxThreads);
     options.num_parts = checked("num_nodes", num_nodes, 0, kMaxParts);
@@ -167,21 +254,19 @@ int32_t ktt_pool_info(const ktt_pool* pool, int32_t* isa, int32_t* num_threads,
 }
 
 int32_t ktt_layer_create(ktt_pool* pool, int32_t num_experts, int32_t hidden_size,
-                         int32_t intermediate_size, int32_t weight_format, int32_t activation,
-                         int32_t max_tokens, int32_t max_top_k, ktt_layer** layer) {
+                         int32_t intermediate_size, int32_t weight_format, int32_t group_size,
+                         int32_t activation, int32_t max_tokens, int32_t max_top_k,
+                         ktt_layer** layer) {
   return guarded([&] {
     require_pointer(pool, "pool");
     require_pointer(layer, "layer");
-    const ktt::LayerShape shape = {
-        checked("num_experts", num_experts, 1, kMaxExperts),
-        checked_size("hidden_size", hidden_size),
-        checked_size("intermediate_size", intermediate_size),
-        static_cast<ktt::WeightFormat>(
-            checked("weight_format", weight_format, KTT_FORMAT_BF16, KTT_FORMAT_FP8))};
+    const auto shape =
+        checked_shape(num_experts, hidden_size, intermediate_size, weight_format, group_size);
+    const auto mode = static_cast<ktt::Activation>(
+        checked("activation", activation, KTT_ACTIVATION_FLOAT32, KTT_ACTIVATION_INT8));
     const ktt::LayerLimits limits = {checked("max_tokens", max_tokens, 1, kMaxTokens),
                                      checked("max_top_k", max_top_k, 1, kMaxTopK)};
-    *layer = new ktt_layer{
-        ktt::Layer(pool->engine, shape, checked_dtype("activation", activation), limits)};
+    *layer = new ktt_layer{ktt::Layer(pool->engine, shape, mode, limits)};
   });
 }
 
@@ -189,42 +274,68 @@ int32_t ktt_layer_destroy(ktt_layer* layer) {
   return guarded([&] { delete layer; });
 }
 
-int32_t ktt_layer_set_expert(ktt_layer* layer, int32_t expert, const void* gate, const void* up,
-                             const void* down, uint64_t matrix_bytes, const float* gate_scale,
-                             const float* up_scale, const float* down_scale, uint64_t num_scales) {
+int32_t ktt_layer_set_expert(ktt_layer* layer, int32_t expert, const ktt_expert* source) {
   return guarded([&] {
-    require_pointer(layer, "layer");
-    const auto& shape = layer->layer.shape();
-    const auto num_experts = static_cast<int32_t>(shape.num_experts);
-    const size_t index = checked("expert", expert, 0, num_experts - 1);
-    const ktt::ExpertSource source = {gate, up, down, gate_scale, up_scale, down_scale};
-    check_source(shape, source, matrix_bytes, num_scales);
-    layer->layer.set_expert(index, source);
+    const size_t index = checked_expert(layer, expert);
+    check_expert(layer->layer.shape(), source);
+    layer->layer.set_expert(index, {source->gate, source->up, source->down, source->gate_scale,
+                                    source->up_scale, source->down_scale});
   });
 }
 
-int32_t ktt_layer_forward(ktt_layer* layer, int32_t num_tokens, int32_t top_k, const int32_t* ids,
-                          const float* weights, int32_t dtype, const void* x, void* out) {
+int32_t ktt_layer_get_expert(ktt_layer* layer, int32_t expert, const ktt_expert* target) {
   return guarded([&] {
-    require_pointer(layer, "layer");
-    const auto& limits = layer->layer.limits();
-    ktt::ForwardArgs args{};
-    args.choices.num_tokens =
-        checked("num_tokens", num_tokens, 0, static_cast<int32_t>(limits.max_tokens));
-    args.choices.top_k = checked("top_k", top_k, 1, static_cast<int32_t>(limits.max_top_k));
-    args.dtype = checked_dtype("dtype", dtype);
-    if (num_tokens == 0) return;
-    require_pointer(ids, "ids");
-    require_pointer(weights, "weights");
-    require_pointer(x, "x");
-    require_pointer(out, "out");
-    args.choices.ids = ids;
-    args.choices.weights = weights;
-    args.x = x;
-    args.out = out;
-    layer->layer.forward(args);
+    const size_t index = checked_expert(layer, expert);
+    check_expert(layer->layer.shape(), target);
+    layer->layer.get_expert(index, {target->gate, target->up, target->down, target->gate_scale,
+                                    target->up_scale, target->down_scale});
   });
 }
+
+int32_t ktt_layer_clear_expert(ktt_layer* layer, int32_t expert) {
+  return guarded([&] {
+    const size_t index = checked_expert(layer, expert);
+    layer->layer.clear_expert(index);
+  });
+}
+
+int32_t ktt_layer_forward(ktt_layer* layer, const ktt_forward* args) {
+  return guarded([&] {
+    const auto checked_args = checked_forward(layer, args);
+    layer->layer.forward(checked_args);
+  });
+}
+
+int32_t ktt_job_create(ktt_layer* layer, const ktt_forward* args, const int32_t* num_tokens,
+                       const uint32_t* ready, uint32_t* done, ktt_job** job) {
+  return guarded([&] {
+    require_pointer(job, "job");
+    const auto checked_args = checked_forward(layer, args);
+    *job = new ktt_job{ktt::Job(layer->layer, checked_args, num_tokens, ready, done)};
+  });
+}
+
+int32_t ktt_job_destroy(ktt_job* job) {
+  return guarded([&] { delete job; });
+}
+
+int32_t ktt_job_submit(ktt_job* job) {
+  return guarded([&] {
+    require_pointer(job, "job");
+    job->job.submit();
+  });
+}
+
+int32_t ktt_job_wait(ktt_job* job) {
+  return guarded([&] {
+    require_pointer(job, "job");
+    job->job.wait();
+  });
+}
+
+void ktt_job_submit_on_stream(void* job) { static_cast<ktt_job*>(job)->job.submit_on_stream(); }
+
+void ktt_job_wait_on_stream(void* job) { static_cast<ktt_job*>(job)->job.wait_on_stream(); }
 
 int32_t ktt_layer_bytes(const ktt_layer* layer, uint64_t* num_bytes) {
   return guarded([&] {

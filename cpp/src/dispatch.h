@@ -7,22 +7,30 @@
 
 namespace ktt {
 
-enum class Isa : int32_t { kAuto = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
-
-inline constexpr Isa kIsasBestFirst[] = {Isa::kAmx, Isa::kAvx512, Isa::kAvx2};
-
-const char* isa_name(Isa isa);
+// kAvx2 and kAvx512 stand for the best table of their kind, kAuto for the best of all; every other
+// one is a kernel table.
+enum class Isa : int32_t {
+  kAuto = 0,
+  kAvx2 = 1,
+  kAvx512 = 2,
+  kAmx = 3,
+  kAvx2Base = 4,
+  kAvx2Vnni = 5,
+  kAvx512Base = 6,
+  kAvx512Vnni = 7,
+  kAvx512Bf16 = 8,
+};
 
 // Both the processor has it and the operating system saves its registers (for AMX: granted this
 // process its tiles, which is asked for on the first call). kAuto is never granted.
 bool isa_granted(Isa isa);
 
 struct Dispatch {
-  Isa isa;
+  Isa isa;  // that of the table
   const KernelTable* table;
 };
 
-// Resolves kAuto to the best one granted. Throws Error (kUnsupported) naming what is missing.
+// The best table granted that `isa` stands for. Throws Error (kUnsupported) naming those that are.
 Dispatch dispatch(Isa isa);
 
 }  // namespace ktt

@@ -1,6 +1,7 @@
 #include "grouping.h"
 
 #include <algorithm>
+#include <functional>
 #include <string>
 
 #include "error.h"
@@ -28,21 +29,26 @@ void check_id(const Choices& choices, size_t i, const std::vector<bool>& is_set)
 
 }  // namespace
 
-void Grouping::reserve(size_t num_experts, size_t num_positions) {
+size_t Grouping::max_chunks(size_t num_experts, size_t num_choices) {
+  return std::min(num_experts, num_choices) + num_choices / kMaxRows;
+}
+
+void Grouping::reserve(size_t num_experts, size_t num_choices) {
   grow(first_, num_experts + 1);
   grow(next_, num_experts);
-  grow(chunk_end_, num_experts);
-  by_id_.reserve(num_experts);
+  grow(token_of_, num_choices);
+  grow(weight_of_, num_choices);
+  grow(position_of_, num_choices);
+  active_.reserve(num_experts);
   by_load_.reserve(num_experts);
-  grow(token_of_, num_positions);
-  grow(weight_of_, num_positions);
+  chunks_.reserve(max_chunks(num_experts, num_choices));
 }
 
 void Grouping::group(const Choices& choices, const std::vector<bool>& is_set) {
   count(choices, is_set);
-  deal(choices, is_set.size());
-  order(is_set.size());
-  num_positions_ = first_[is_set.size()];
+  find_active(is_set.size());
+  deal(choices);
+  cut();
 }
 
 // Positions per expert into first_[expert + 1].
@@ -55,45 +61,47 @@ void Grouping::count(const Choices& choices, const std::vector<bool>& is_set) {
   }
 }
 
-void Grouping::deal(const Choices& choices, size_t num_experts) {
+void Grouping::find_active(size_t num_experts) {
+  active_.clear();
   for (size_t e = 0; e < num_experts; ++e) {
     next_[e] = first_[e];
+    if (first_[e + 1] > 0) active_.push_back(static_cast<uint32_t>(e));
     first_[e + 1] += first_[e];
   }
-  for (size_t i = 0; i < choices.num_tokens * choices.top_k; ++i) {
-    if (choices.ids[i] == -1) continue;
-    const uint32_t position = next_[static_cast<size_t>(choices.ids[i])]++;
-    token_of_[position] = static_cast<uint32_t>(i / choices.top_k);
-    weight_of_[position] = choices.weights[i];
+}
+
+void Grouping::deal(const Choices& choices) {
+  for (size_t token = 0, i = 0; token < choices.num_tokens; ++token) {
+    for (size_t k = 0; k < choices.top_k; ++k, ++i) {
+      position_of_[i] = kNowhere;
+      if (choices.ids[i] == -1) continue;
+      const uint32_t position = next_[static_cast<size_t>(choices.ids[i])]++;
+      position_of_[i] = position;
+      token_of_[position] = static_cast<uint32_t>(token);
+      weight_of_[position] = choices.weights[i];
+    }
   }
 }
 
-void Grouping::order(size_t num_experts) {
-  by_id_.clear();
-  for (size_t e = 0; e < num_experts; ++e) {
-    if (num_positions(e) > 0) by_id_.push_back(static_cast<uint32_t>(e));
-  }
-  by_load_ = by_id_;
-  std::sort(by_load_.begin(), by_load_.end(), [this](uint32_t a, uint32_t b) {
-    const size_t load_a = num_positions(a);
-    const size_t load_b = num_positions(b);
-    return load_a != load_b ? load_a > load_b : a < b;
-  });
-  size_t end = 0;
-  for (size_t i = 0; i < by_load_.size(); ++i) {
-    end += (num_positions(by_load_[i]) + kMaxPanelRows - 1) / kMaxPanelRows;
-    chunk_end_[i] = end;
-  }
+size_t Grouping::rows_per_chunk(size_t expert) const {
+  const size_t num_rows = num_positions(expert);
+  const size_t num_chunks = (num_rows + kMaxRows - 1) / kMaxRows;
+  const size_t even = (num_rows + num_chunks - 1) / num_chunks;
+  return (even + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
-Grouping::Chunk Grouping::chunk(size_t index) const {
-  const auto begin = chunk_end_.begin();
-  const auto end = begin + static_cast<ptrdiff_t>(by_load_.size());
-  const auto rank = static_cast<size_t>(std::upper_bound(begin, end, index) - begin);
-  const size_t expert = by_load_[rank];
-  const size_t before = rank == 0 ? 0 : chunk_end_[rank - 1];
-  const size_t first = first_[expert] + (index - before) * kMaxPanelRows;
-  return {expert, first, std::min(kMaxPanelRows, end_position(expert) - first)};
+void Grouping::cut() {
+  by_load_.clear();
+  for (const uint32_t e : active_) by_load_.push_back(uint64_t{num_positions(e)} << 32 | ~e);
+  std::sort(by_load_.begin(), by_load_.end(), std::greater<>());
+  chunks_.clear();
+  for (const uint64_t entry : by_load_) {
+    const uint32_t expert = ~static_cast<uint32_t>(entry);
+    const size_t num_rows = rows_per_chunk(expert);
+    for (size_t p = first_position(expert); p < end_position(expert); p += num_rows) {
+      chunks_.push_back({expert, p, std::min(num_rows, end_position(expert) - p)});
+    }
+  }
 }
 
 }  // namespace ktt

@@ -1,8 +1,5 @@
-// One MoE layer's routed experts: groups tokens by expert and drives the kernels over the pool.
-//
-// A forward is two parallel regions (three when the pool has several parts, plus one to convert
-// activations when there are many): gate, up and activation function for each expert; then for
-// each block of output columns, down and the weighted sum over all experts, in order of their ids.
+// One MoE layer's routed experts: their weights, in a slice for each part of the pool, and the
+// forwards over them (see run.h).
 #pragma once
 
 #include <cstddef>
@@ -12,6 +9,7 @@
 
 #include "dispatch.h"
 #include "grouping.h"
+#include "job.h"
 #include "pool.h"
 #include "scratch.h"
 #include "weights.h"
@@ -21,9 +19,10 @@ namespace ktt {
 // What one forward is given; sizes were checked at the wall, ids are checked here.
 struct ForwardArgs {
   Choices choices;
-  Dtype dtype;    // of x and out
-  const void* x;  // [num_tokens, hidden]
-  void* out;      // [num_tokens, hidden]
+  Dtype dtype;      // of x and out
+  const void* x;    // [num_tokens, hidden]
+  void* out;        // [num_tokens, hidden]
+  bool accumulate;  // add to what is in `out`
 };
 
 struct LayerLimits {
@@ -34,16 +33,18 @@ struct LayerLimits {
 // A pool with the kernels its layers use; shared by them.
 struct Engine {
   Engine(const PoolOptions& options, Dispatch chosen)
-      : pool(options), dispatch(chosen), scratch(pool) {}
+      : pool(options), dispatch(chosen), scratch(pool), jobs(pool) {}
 
   Pool pool;
   Dispatch dispatch;
   Scratch scratch;
+  JobQueue jobs;
 };
 
 class Layer {
  public:
-  Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Dtype activation,
+  // Throws Error when the instruction set has no kernels for the format in this activation mode.
+  Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Activation activation,
         LayerLimits limits);
 
   ~Layer();  // waits for a forward under way
@@ -52,22 +53,31 @@ class Layer {
 
   const LayerShape& shape() const { return shape_; }
   const LayerLimits& limits() const { return limits_; }
+  JobQueue& jobs() const { return engine_->jobs; }
   size_t num_bytes() const;
 
-  // Throws Error when a weight is not a number; the expert is then as it was.
+  // Throws Error when a weight or scale is refused; the expert then counts as not set.
   void set_expert(size_t expert, const ExpertSource& source);
+  // Throws Error when the expert is not set.
+  void get_expert(size_t expert, const ExpertTarget& target) const;
+  void clear_expert(size_t expert);
+
   void forward(const ForwardArgs& args);
 
  private:
   class Run;  // one forward under way
   Scratch::Need scratch_need() const;
+  void unset(size_t expert);
+  void release(size_t expert);
+  Depth input_depth() const { return {shape_.hidden_size, 0, shape_.group}; }
 
   std::shared_ptr<Engine> engine_;
   LayerShape shape_;
   LayerLimits limits_;
   ActivationKernels kernels_;
-  std::vector<ExpertSlice> slices_;  // [part]
-  std::vector<bool> is_set_;         // [num_experts]
+  std::vector<ExpertSlice> slices_;     // [part]
+  std::vector<size_t> activation_row_;  // [part]: bytes of a row of down's operands
+  std::vector<bool> is_set_;            // [num_experts]
   size_t num_set_ = 0;
 };
 

@@ -1,40 +1,19 @@
 #include "pool.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "error.h"
-#include "topology.h"
 
 namespace ktt {
 namespace {
 
-// Long enough to bridge the gaps within a forward, short enough not to be felt by others.
-constexpr auto kSpinTime = std::chrono::microseconds(50);
-constexpr int kPausesBetweenLooks = 32;
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Returns once `value` differs from `old`: spins briefly, then sleeps.
-void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpinTime;
-  do {
-    for (int i = 0; i < kPausesBetweenLooks; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
-      pause();
-    }
-  } while (std::chrono::steady_clock::now() < deadline);
-  value.wait(old, std::memory_order_acquire);
-}
+// How many sleepers whoever wakes wakes: they wake as many more each, so that nobody is held up by
+// waking a whole machine.
+constexpr uint32_t kWokenByEach = 3;
 
 std::string describe(const std::vector<NumaNode>& nodes) {
   std::string text;
@@ -71,26 +50,30 @@ size_t default_threads(const std::vector<NumaNode>& nodes, std::vector<int> numa
   return std::max(num_cores, num_parts);
 }
 
-// Deals out a node's processors one by one; when they are used up, all of them at once.
+// Deals out a node's processors to the threads that share it: one each when they fill its cores,
+// else all of them, since then the scheduler knows better which are free.
 class Dealer {
  public:
-  explicit Dealer(std::vector<NumaNode> nodes) : nodes_(std::move(nodes)) {}
+  explicit Dealer(const std::vector<NumaNode>& nodes) : nodes_(nodes) {}
+
+  void expect(int numa_node) { ++num_threads_[numa_node]; }
 
   std::vector<int> next(int numa_node) {
-    const auto& cpus = find_node(nodes_, numa_node).cpus;
+    const NumaNode& node = find_node(nodes_, numa_node);
     size_t& used = used_[numa_node];
-    if (used == cpus.size()) return cpus;
-    return {cpus[used++]};
+    if (num_threads_[numa_node] < node.num_cores || used == node.cpus.size()) return node.cpus;
+    return {node.cpus[used++]};
   }
 
  private:
-  std::vector<NumaNode> nodes_;
+  const std::vector<NumaNode>& nodes_;
+  std::map<int, int> num_threads_;
   std::map<int, size_t> used_;
 };
 
 }  // namespace
 
-Pool::Pool(const PoolOptions& options) : process_(getpid()) {
+Pool::Pool(const PoolOptions& options) : generation_(fork_generation()) {
   const auto nodes = allowed_nodes();
   const auto numa_of = place_parts(options, nodes);
   num_threads_ = options.num_threads == 0 ? default_threads(nodes, numa_of) : options.num_threads;
@@ -99,14 +82,13 @@ Pool::Pool(const PoolOptions& options) : process_(getpid()) {
                                                  " parts needs at least as many threads, not " +
                                                  std::to_string(num_threads_));
   }
-  std::vector<size_t> threads_of(numa_of.size());
-  for (size_t t = 0; t < num_threads_; ++t) ++threads_of[t % threads_of.size()];
   for (const int id : numa_of) {
     parts_.push_back(std::make_unique<Part>());
     parts_.back()->memory_node = nodes.size() > 1 ? id : -1;
   }
+  for (size_t t = 0; t < num_threads_; ++t) ++parts_[t % parts_.size()]->num_threads;
   try {
-    start_workers(threads_of, numa_of);
+    start_workers(nodes, numa_of);
   } catch (const std::system_error& error) {
     const size_t num_started = workers_.size() + 1;
     stop_workers();
@@ -122,14 +104,20 @@ Pool::Pool(const PoolOptions& options) : process_(getpid()) {
 
 Pool::~Pool() { stop_workers(); }
 
-// Worker 0 is whoever calls; a processor is left free for it, but it is never pinned itself.
-void Pool::start_workers(const std::vector<size_t>& threads_of, const std::vector<int>& numa_of) {
-  Dealer dealer(allowed_nodes());
+// Worker 0 is whoever calls; a processor is left free for it.
+void Pool::start_workers(const std::vector<NumaNode>& nodes, const std::vector<int>& numa_of) {
+  Dealer dealer(nodes);
+  for (size_t part = 0; part < parts_.size(); ++part) {
+    for (size_t i = 0; i < parts_[part]->num_threads; ++i) dealer.expect(numa_of[part]);
+  }
   size_t worker = 0;
   for (size_t part = 0; part < parts_.size(); ++part) {
-    for (size_t i = 0; i < threads_of[part]; ++i, ++worker) {
+    for (size_t i = 0; i < parts_[part]->num_threads; ++i, ++worker) {
       auto cpus = dealer.next(numa_of[part]);
-      if (worker == 0) continue;
+      if (worker == 0) {
+        caller_cpus_ = std::move(cpus);
+        continue;
+      }
       workers_.emplace_back([this, place = Place{part, worker}, cpus = std::move(cpus)] {
         worker_loop(place, cpus);
       });
@@ -137,7 +125,13 @@ void Pool::start_workers(const std::vector<size_t>& threads_of, const std::vecto
   }
 }
 
-bool Pool::is_forked() const { return getpid() != process_; }
+void Pool::bind_caller() const { pin_to(caller_cpus_); }
+
+size_t Pool::part_of(size_t worker) const {
+  size_t part = 0;
+  for (; worker >= parts_[part]->num_threads; ++part) worker -= parts_[part]->num_threads;
+  return part;
+}
 
 std::unique_lock<std::mutex> Pool::lock() {
   if (is_forked()) {
@@ -157,8 +151,8 @@ void Pool::stop_workers() {
     return;
   }
   stop_.store(true, std::memory_order_release);
-  epoch_.fetch_add(1, std::memory_order_acq_rel);
-  epoch_.notify_all();
+  epoch_.add(1);
+  epoch_.wake(WaitWord::kAll);
   for (auto& worker : workers_) worker.join();
   workers_.clear();
 }
@@ -166,27 +160,29 @@ void Pool::stop_workers() {
 void Pool::worker_loop(Place place, const std::vector<int>& cpus) {
   pin_to(cpus);
   for (;;) {
-    const uint32_t seen = epoch_.load(std::memory_order_acquire);
+    const uint32_t seen = epoch_.load();
     if (stop_.load(std::memory_order_acquire)) return;
     work(place);
-    wait_for_change(epoch_, seen);
+    const bool has_slept = epoch_.wait(seen);
+    if (has_slept) epoch_.wake(kWokenByEach);
   }
 }
 
 void Pool::work(Place place) {
   Part& part = *parts_[place.part];
+  uint32_t num_done = 0;
   for (;;) {
     const int64_t left = part.unclaimed.fetch_sub(1, std::memory_order_acq_rel);
-    if (left <= 0) return;
-    if (!failed_.load(std::memory_order_relaxed)) {
-      try {
-        task_(context_, place, part.count - static_cast<size_t>(left));
-      } catch (...) {
-        if (!failed_.exchange(true)) error_ = std::current_exception();
-      }
+    if (left <= 0) break;
+    ++num_done;
+    if (failed_.load(std::memory_order_relaxed)) continue;
+    try {
+      task_(context_, place, part.count - static_cast<size_t>(left));
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
     }
-    if (open_.fetch_sub(1, std::memory_order_acq_rel) == 1) open_.notify_one();
   }
+  if (num_done > 0 && open_.subtract(num_done) == 0) open_.wake(1);
 }
 
 void Pool::run(const std::vector<size_t>& counts, Task task, void* context) {
@@ -196,19 +192,17 @@ void Pool::run(const std::vector<size_t>& counts, Task task, void* context) {
   task_ = task;
   context_ = context;
   failed_.store(false, std::memory_order_relaxed);
-  open_.store(static_cast<uint32_t>(total), std::memory_order_relaxed);
-  for (size_t i = 0; i < parts_.size(); ++i) parts_[i]->count = counts[i];
+  open_.store(static_cast<uint32_t>(total));
   for (size_t i = 0; i < parts_.size(); ++i) {
+    parts_[i]->count = counts[i];
     parts_[i]->unclaimed.store(static_cast<int64_t>(counts[i]), std::memory_order_release);
   }
   if (!workers_.empty() && (total > 1 || counts[0] == 0)) {
-    epoch_.fetch_add(1, std::memory_order_acq_rel);
-    epoch_.notify_all();
+    epoch_.add(1);
+    epoch_.wake(kWokenByEach);
   }
   work({0, 0});
-  for (uint32_t open; (open = open_.load(std::memory_order_acquire)) != 0;) {
-    wait_for_change(open_, open);
-  }
+  for (uint32_t open; (open = open_.load()) != 0;) open_.wait(open);
   if (failed_.load(std::memory_order_relaxed)) {
     std::rethrow_exception(std::exchange(error_, nullptr));
   }

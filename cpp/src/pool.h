@@ -3,8 +3,6 @@
 // cores leave no one waiting for a core.
 #pragma once
 
-#include <sys/types.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -14,7 +12,10 @@
 #include <thread>
 #include <vector>
 
+#include "fork.h"
 #include "memory.h"
+#include "topology.h"
+#include "wait_word.h"
 
 namespace ktt {
 
@@ -34,6 +35,8 @@ class Pool {
 
   size_t num_parts() const { return parts_.size(); }
   size_t num_threads() const { return num_threads_; }
+  size_t num_threads(size_t part) const { return parts_[part]->num_threads; }
+  size_t part_of(size_t worker) const;
   // The NUMA node of a part's memory; -1 when the machine has one node only.
   int memory_node(size_t part) const { return parts_[part]->memory_node; }
 
@@ -56,6 +59,12 @@ class Pool {
   [[nodiscard]] std::unique_lock<std::mutex> lock();
   // Returns once whoever holds the lock has given it up.
   void wait_until_idle();
+  // In a process forked from the pool's own: it has none of the workers.
+  bool is_forked() const { return fork_generation() != generation_; }
+
+  // Lets the calling thread run where worker 0 should: for threads of our own that call
+  // parallel_for. Others are never bound.
+  void bind_caller() const;
 
  private:
   using Task = void (*)(void* context, Place place, size_t index);
@@ -65,19 +74,20 @@ class Pool {
     // runs at that moment, which cannot end before the claimed task has.
     std::atomic<int64_t> unclaimed{0};
     size_t count = 0;
+    size_t num_threads = 0;
     int memory_node = -1;
   };
 
   void run(const std::vector<size_t>& counts, Task task, void* context);
   void work(Place place);
   void worker_loop(Place place, const std::vector<int>& cpus);
-  void start_workers(const std::vector<size_t>& threads_of, const std::vector<int>& numa_of);
+  void start_workers(const std::vector<NumaNode>& nodes, const std::vector<int>& numa_of);
   void stop_workers();
-  bool is_forked() const;
 
   std::vector<std::unique_ptr<Part>> parts_;
   size_t num_threads_ = 0;
-  const pid_t process_;
+  const uint32_t generation_;
+  std::vector<int> caller_cpus_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
 
@@ -87,8 +97,8 @@ class Pool {
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};
 
-  alignas(kCacheLine) std::atomic<uint32_t> epoch_{0};  // counts regions; workers sleep on it
-  alignas(kCacheLine) std::atomic<uint32_t> open_{0};   // tasks not yet ended; the caller sleeps
+  alignas(kCacheLine) WaitWord epoch_;  // counts regions: idle workers wait for the next one
+  alignas(kCacheLine) WaitWord open_;   // tasks not yet ended: the caller waits for none
   std::atomic<bool> stop_{false};
 };
 

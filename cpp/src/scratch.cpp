@@ -1,32 +1,47 @@
 #include "scratch.h"
 
+#include <algorithm>
+
 namespace ktt {
 namespace {
+
+constexpr size_t kSumsBytes = kMaxPanels * kMaxRows * kPanelColumns * sizeof(float);
 
 void grow(Buffer& buffer, size_t num_bytes, int numa_node) {
   if (buffer.size() < num_bytes) buffer = Buffer(num_bytes, numa_node);
 }
 
-void grow(std::vector<const void*>& rows, size_t size) {
-  if (rows.size() < size) rows.resize(size);
-}
-
 }  // namespace
 
-Scratch::Scratch(const Pool& pool) : counts(pool.num_parts()), parts(pool.num_parts()) {
+Scratch::Scratch(const Pool& pool) : counts(pool.num_parts()), parts(pool.num_parts()), pool_(pool) {
   for (size_t i = 0; i < pool.num_threads(); ++i) workers.push_back(std::make_unique<Worker>());
 }
 
-void Scratch::reserve(const Pool& pool, const Need& need) {
-  grouping.reserve(need.num_experts, need.num_positions);
-  grow(input_rows, need.num_positions);
+void Scratch::reserve(const Need& need) {
+  grouping.reserve(need.num_experts, need.num_choices);
   grow(operands, need.operand_bytes, -1);
   grow(gathered, need.gathered_bytes, -1);
+  const size_t num_chunks = Grouping::max_chunks(need.num_experts, need.num_choices);
   for (size_t i = 0; i < parts.size(); ++i) {
-    grow(parts[i].down_rows, need.num_positions);
-    grow(parts[i].activation, need.activation_bytes[i], pool.memory_node(i));
-    grow(parts[i].totals, need.totals_bytes, pool.memory_node(i));
+    const PartNeed& part = need.parts[i];
+    parts[i].tasks.reserve(part.num_tasks);
+    if (num_chunks_ < num_chunks) {
+      parts[i].open_panels = std::make_unique<std::atomic<uint32_t>[]>(num_chunks);
+    }
+    grow(parts[i].values, part.values_bytes, pool_.memory_node(i));
+    grow(parts[i].activation, part.activation_bytes, pool_.memory_node(i));
+    grow(parts[i].totals, part.totals_bytes, pool_.memory_node(i));
   }
+  num_chunks_ = std::max(num_chunks_, num_chunks);
+  for (size_t i = 0; i < workers.size(); ++i) reserve_worker(i, need.worker_totals_bytes);
+}
+
+void Scratch::reserve_worker(size_t worker, size_t totals_bytes) {
+  Worker& w = *workers[worker];
+  grow(w.memory, kSumsBytes + kDecodeBytes + totals_bytes, pool_.memory_node(pool_.part_of(worker)));
+  w.sums = w.memory.as<float>();
+  w.decode = w.memory.data() + kSumsBytes;
+  w.totals = reinterpret_cast<float*>(w.decode + kDecodeBytes);
 }
 
 }  // namespace ktt

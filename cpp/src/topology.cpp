@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
 #include <set>
 #include <sstream>
 #include <string>
+#include <system_error>
 
 namespace ktt {
 namespace {
@@ -21,22 +24,32 @@ using CpuSet = std::unique_ptr<cpu_set_t, FreeCpuSet>;
 
 constexpr int kMaxCpus = 1 << 16;
 
-std::vector<int> allowed_cpus() {
+// Adds the processors that the thread may use.
+void add_allowed_cpus(pid_t thread, std::set<int>& cpus) {
   for (int size = 1024; size <= kMaxCpus; size *= 2) {  // a mask too short is refused with EINVAL
     const CpuSet set(CPU_ALLOC(size));
     const size_t bytes = CPU_ALLOC_SIZE(size);
     CPU_ZERO_S(bytes, set.get());
-    if (sched_getaffinity(0, bytes, set.get()) != 0) {
+    if (sched_getaffinity(thread, bytes, set.get()) != 0) {
       if (errno == EINVAL) continue;
-      break;
+      return;
     }
-    std::vector<int> cpus;
     for (int cpu = 0; cpu < size; ++cpu) {
-      if (CPU_ISSET_S(cpu, bytes, set.get())) cpus.push_back(cpu);
+      if (CPU_ISSET_S(cpu, bytes, set.get())) cpus.insert(cpu);
     }
-    if (!cpus.empty()) return cpus;
+    return;
   }
-  return {0};
+}
+
+std::set<int> allowed_cpus() {
+  std::set<int> cpus;
+  add_allowed_cpus(0, cpus);
+  std::error_code ignored;  // without /proc the calling thread has to do
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task", ignored)) {
+    add_allowed_cpus(std::atoi(entry.path().filename().c_str()), cpus);
+  }
+  if (cpus.empty()) cpus.insert(0);
+  return cpus;
 }
 
 std::string first_line(const std::string& path) {
@@ -105,29 +118,60 @@ std::vector<NumaNode> allowed_nodes() {
   return result;
 }
 
-size_t parse_cpu_max(const std::string& text) {
+size_t parse_quota(const std::string& text) {
   std::istringstream fields(text);
-  size_t quota = 0;
-  size_t period = 0;
-  if (!(fields >> quota >> period) || period == 0) return 0;  // "max": no limit
-  return std::max<size_t>(1, (quota + period - 1) / period);
+  long quota = 0;
+  long period = 0;
+  if (!(fields >> quota >> period) || quota <= 0 || period <= 0) return 0;
+  return static_cast<size_t>((quota + period - 1) / period);
 }
 
-size_t cpu_quota() {
-  const std::string prefix = "0::";  // the one hierarchy of version 2
-  std::ifstream groups("/proc/self/cgroup");
-  std::string line;
-  while (std::getline(groups, line) && line.rfind(prefix, 0) != 0) line.clear();
-  if (line.empty()) return 0;
+namespace {
+
+// The smallest limit that the group at `path` and its ancestors set, read by `quota_of(folder)`.
+template <class QuotaOf>
+size_t least_quota(const std::string& root, std::string path, QuotaOf quota_of) {
   size_t least = 0;
-  std::string path = line.substr(prefix.size());  // each ancestor may set a limit
   for (;;) {
     while (!path.empty() && path.back() == '/') path.pop_back();
-    const size_t quota = parse_cpu_max(first_line("/sys/fs/cgroup" + path + "/cpu.max"));
+    const size_t quota = quota_of(root + path);
     if (quota != 0 && (least == 0 || quota < least)) least = quota;
     if (path.empty()) return least;
     path.erase(path.rfind('/'));
   }
+}
+
+size_t quota_of_version_1(const std::string& folder) {
+  return parse_quota(first_line(folder + "/cpu.cfs_quota_us") + " " +
+                     first_line(folder + "/cpu.cfs_period_us"));
+}
+
+size_t quota_of_version_2(const std::string& folder) {
+  return parse_quota(first_line(folder + "/cpu.max"));
+}
+
+}  // namespace
+
+// Lines are "<id>:<controllers>:<path>"; version 2 has one, with id 0 and no controllers.
+size_t cpu_quota() {
+  std::ifstream groups("/proc/self/cgroup");
+  std::string line;
+  size_t least = 0;
+  while (std::getline(groups, line)) {
+    const size_t first = line.find(':');
+    const size_t second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const std::string path = line.substr(second + 1);
+    size_t quota = 0;
+    if (controllers.empty()) {
+      quota = least_quota("/sys/fs/cgroup", path, quota_of_version_2);
+    } else if (("," + controllers + ",").find(",cpu,") != std::string::npos) {
+      quota = least_quota("/sys/fs/cgroup/" + controllers, path, quota_of_version_1);
+    }
+    if (quota != 0 && (least == 0 || quota < least)) least = quota;
+  }
+  return least;
 }
 
 void pin_to(const std::vector<int>& cpus) {

@@ -1,4 +1,4 @@
-// Which processors this process may use, and on which NUMA node each lies. Only the affinity mask
+// Which processors this process may use, and on which NUMA node each lies. Only the affinity masks
 // and the quota of the control group count, so a container's share is respected.
 #pragma once
 
@@ -15,15 +15,17 @@ struct NumaNode {
   int num_cores;
 };
 
-// Nodes with at least one processor we may use, by id. Never empty.
+// Nodes with at least one processor that any thread of this process may use, by id. Never empty.
+// The calling thread alone would not do: OpenMP binds it to one processor when asked to.
 std::vector<NumaNode> allowed_nodes();
 
-// How many processors' worth of time the control groups (version 2) of this process grant, rounded
-// up; 0 when they set no limit.
+// How many processors' worth of time the control groups (version 1 or 2) of this process grant,
+// rounded up; 0 when they set no limit.
 size_t cpu_quota();
 
-// The same for one cpu.max file: "<quota or max> <period>" in microseconds.
-size_t parse_cpu_max(const std::string& text);
+// The same from what a control group's files say: "<quota> <period>" in microseconds, where
+// version 2 writes "max" and version 1 "-1" for no limit.
+size_t parse_quota(const std::string& text);
 
 // Lets the calling thread run on these processors only. An empty list changes nothing, and so does
 // a refusal by the operating system: a thread that is not pinned is slower, not wrong.

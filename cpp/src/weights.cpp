@@ -1,7 +1,6 @@
 #include "weights.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -10,172 +9,235 @@
 namespace ktt {
 namespace {
 
-constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+constexpr size_t kNoSlot = ~static_cast<size_t>(0);
 
-// One tile of 16 columns (rows of the source) and 32 depths in pairs of depths. Copied by bytes: a
-// checkpoint's matrix may start anywhere in its file.
-template <size_t kPairBytes>
-void pack_tile(const std::byte* source, size_t row_bytes, std::byte* tile) {
-  for (size_t column = 0; column < kTileColumns; ++column) {
-    for (size_t pair = 0; pair < kStepDepth / 2; ++pair) {
-      std::memcpy(tile + (pair * kTileColumns + column) * kPairBytes,
-                  source + column * row_bytes + pair * kPairBytes, kPairBytes);
+// Bits that are all set in what is no finite number; of fp8 e4m3fn that is NaN alone.
+constexpr uint8_t kFp8Mask = 0x7F;
+constexpr uint16_t kBfloatMask = 0x7F80;
+constexpr uint32_t kFloatMask = 0x7F800000;
+
+template <class T>
+T masked(const std::byte* value, T mask) {
+  T bits;
+  std::memcpy(&bits, value, sizeof(T));
+  return bits & mask;
+}
+
+// Whether a value has all bits of the mask. No branch for each: every weight is asked.
+template <class T>
+bool any_has_bits(const std::byte* values, size_t num_bytes, T mask) {
+  T largest = 0;
+  for (size_t at = 0; at < num_bytes; at += sizeof(T)) {
+    largest = std::max(largest, masked(values + at, mask));
+  }
+  return largest == mask;
+}
+
+// Sixteen rows of a caller's matrix, or the rows of its scales that go with them.
+struct Rows {
+  const void* values;
+  size_t row_bytes;
+  size_t num_rows;
+  size_t num_columns;
+  size_t row;  // the first one's, in the whole matrix
+  size_t column;
+};
+
+// Throws if a value is no finite number.
+template <class T>
+void refuse_first(const std::string& name, const Rows& rows, T mask) {
+  for (size_t r = 0; r < rows.num_rows; ++r) {
+    const auto* row = static_cast<const std::byte*>(rows.values) + r * rows.row_bytes;
+    for (size_t c = 0; c < rows.num_columns; ++c) {
+      if (masked(row + c * sizeof(T), mask) != mask) continue;
+      throw Error(ErrorCode::kInvalidArgument,
+                  name + " [" + std::to_string(rows.row + r) + ", " +
+                      std::to_string(rows.column + c) +
+                      "] is not a finite number; the checkpoint is damaged");
     }
   }
 }
 
-// A panel from two times 16 rows of row-major matrices whose rows are `stride` elements apart.
-template <size_t kElementBytes>
-void pack_panel(const void* first, const void* second, size_t stride, size_t depth, void* panel) {
-  constexpr size_t kStepRowBytes = kStepDepth * kElementBytes;
-  constexpr size_t kTileBytes = kStepElements / 2 * kElementBytes;
-  const auto* a = static_cast<const std::byte*>(first);
-  const auto* b = static_cast<const std::byte*>(second);
-  auto* to = static_cast<std::byte*>(panel);
-  for (size_t step = 0; step < depth / kStepDepth; ++step) {
-    pack_tile<2 * kElementBytes>(a, stride * kElementBytes, to);
-    pack_tile<2 * kElementBytes>(b, stride * kElementBytes, to + kTileBytes);
-    a += kStepRowBytes;
-    b += kStepRowBytes;
-    to += 2 * kTileBytes;
-  }
+std::string name_of(size_t expert, bool is_down, size_t tile) {
+  const char* matrix = is_down ? "down" : tile == 0 ? "gate" : "up";
+  return "expert " + std::to_string(expert) + ": " + matrix;
 }
 
-void pack(size_t element_bytes, const void* first, const void* second, size_t stride, size_t depth,
-          void* panel) {
-  if (element_bytes == 2) {
-    pack_panel<2>(first, second, stride, depth, panel);
-  } else {
-    pack_panel<1>(first, second, stride, depth, panel);
-  }
+const void* moved(const void* p, size_t num_bytes) {
+  return static_cast<const std::byte*>(p) + num_bytes;
 }
-
-const void* at(const void* matrix, size_t element, size_t element_bytes) {
-  return static_cast<const std::byte*>(matrix) + element * element_bytes;
-}
-
-// No branch for each code: this is done to every weight that is loaded, many at once.
-bool holds_nan(const uint8_t* codes, size_t count) {
-  uint8_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    largest = std::max(largest, static_cast<uint8_t>(codes[i] & 0x7F));
-  }
-  return largest == 0x7F;
-}
-
-void check_fp8(const void* matrix, size_t rows, size_t columns, const std::string& name) {
-  const auto* codes = static_cast<const uint8_t*>(matrix);
-  const auto* end = codes + rows * columns;
-  if (!holds_nan(codes, rows * columns)) return;
-  const auto* found = std::find_if(codes, end, [](uint8_t code) { return (code & 0x7F) == 0x7F; });
-  const size_t i = static_cast<size_t>(found - codes);
-  throw Error(ErrorCode::kInvalidArgument,
-              name + " holds NaN at row " + std::to_string(i / columns) + ", column " +
-                  std::to_string(i % columns) + "; the checkpoint is damaged");
-}
-
-void check_scales(const float* scales, size_t count, const std::string& name) {
-  for (size_t i = 0; i < count; ++i) {
-    if (!std::isfinite(scales[i])) {
-      throw Error(ErrorCode::kInvalidArgument, name + " scale " + std::to_string(i) +
-                                                   " is not a finite number; the checkpoint is "
-                                                   "damaged");
-    }
-  }
-}
+void* moved(void* p, size_t num_bytes) { return static_cast<std::byte*>(p) + num_bytes; }
 
 }  // namespace
 
-void check_finite(const LayerShape& shape, size_t expert, const ExpertSource& source) {
-  const size_t block = traits(shape.format).scale_block;
-  if (block == 0) return;
-  const size_t inter = shape.intermediate_size;
-  const size_t hidden = shape.hidden_size;
-  const std::string name = "expert " + std::to_string(expert) + ": ";
-  check_fp8(source.gate, inter, hidden, name + "gate");
-  check_fp8(source.up, inter, hidden, name + "up");
-  check_fp8(source.down, hidden, inter, name + "down");
-  const size_t num_scales = ceil_div(inter, block) * ceil_div(hidden, block);
-  check_scales(source.gate_scale, num_scales, name + "gate");
-  check_scales(source.up_scale, num_scales, name + "up");
-  check_scales(source.down_scale, num_scales, name + "down");
-}
-
 ExpertSlice::ExpertSlice(const LayerShape& shape, size_t begin, size_t width, int numa_node)
-    : shape_(shape), traits_(traits(shape.format)), begin_(begin), width_(width) {
-  const size_t block = traits_.scale_block;
-  const size_t hidden = shape.hidden_size;
-  gate_up_blocks_ = block == 0 ? 0 : ceil_div(hidden, block);
-  down_first_block_ = block == 0 ? 0 : block - begin % block;
-  down_blocks_ = block == 0 || width == 0 ? 0 : ceil_div(begin + width, block) - begin / block;
-  const auto scale_bytes = [](size_t panels, size_t blocks) {
-    return round_up(panels * blocks * 2 * sizeof(float), kCacheLine);
+    : shape_(shape),
+      begin_(begin),
+      width_(width),
+      slot_of_(shape.num_experts, kNoSlot),
+      is_taken_(shape.num_experts) {
+  const Depth hidden = {shape.hidden_size, 0, shape.group};
+  const Depth slice = {width, begin, shape.group};
+  gate_up_ = section(hidden, shape.hidden_size, width / kTileColumns);
+  down_ = section(slice, shape.intermediate_size, width == 0 ? 0 : hidden.size / kPanelColumns);
+  for (Section* s : {&gate_up_, &down_}) s->weights_at = extend_place(s->count * s->panel_bytes);
+  for (Section* s : {&gate_up_, &down_}) {
+    s->scales_at = extend_place(s->count * s->panel_scale_bytes);
+  }
+  buffer_ = Buffer(round_up(place_bytes_ * shape.num_experts, kHugePage), numa_node);
+}
+
+ExpertSlice::Section ExpertSlice::section(const Depth& depth, size_t row_elements,
+                                          size_t count) const {
+  return {.depth = depth,
+          .row_elements = row_elements,
+          .count = count,
+          .panel_bytes = panel_bytes(shape_.format, depth.size),
+          .panel_scale_bytes = panel_scale_bytes(shape_.format, depth),
+          .weights_at = 0,
+          .scales_at = 0};
+}
+
+size_t ExpertSlice::extend_place(size_t num_bytes) {
+  const size_t at = place_bytes_;
+  place_bytes_ += round_up(num_bytes, kCacheLine);
+  return at;
+}
+
+void ExpertSlice::take(size_t expert) {
+  if (slot_of_[expert] != kNoSlot) return;
+  const auto slot = std::find(is_taken_.begin(), is_taken_.end(), false);
+  *slot = true;
+  slot_of_[expert] = static_cast<size_t>(slot - is_taken_.begin());
+}
+
+// Whole huge pages only: a page that is torn apart stays so. One that neighbours share goes with
+// the last of them.
+void ExpertSlice::release(size_t expert) {
+  if (slot_of_[expert] == kNoSlot) return;
+  size_t begin = slot_of_[expert];
+  size_t end = begin + 1;
+  is_taken_[begin] = false;
+  slot_of_[expert] = kNoSlot;
+  while (begin > 0 && !is_taken_[begin - 1]) --begin;
+  while (end < is_taken_.size() && !is_taken_[end]) ++end;
+  const size_t first_byte = round_up(begin * place_bytes_, kHugePage);
+  const size_t end_byte =
+      end == is_taken_.size() ? buffer_.size() : end * place_bytes_ / kHugePage * kHugePage;
+  if (first_byte < end_byte) buffer_.release(first_byte, end_byte - first_byte);
+}
+
+ExpertSlice::Panels ExpertSlice::panels(const Section& section, size_t expert) const {
+  const std::byte* data = place(expert);
+  return {.weights = data + section.weights_at,
+          .panel_bytes = section.panel_bytes,
+          .scales = section.panel_scale_bytes == 0 ? nullptr : data + section.scales_at,
+          .panel_scale_bytes = section.panel_scale_bytes,
+          .depth = section.depth,
+          .count = section.count};
+}
+
+ExpertSlice::Panel ExpertSlice::panel(size_t expert, size_t index) const {
+  const bool is_down = index >= gate_up_.count;
+  const Section& s = is_down ? down_ : gate_up_;
+  const size_t i = is_down ? index - gate_up_.count : index;
+  const size_t row = is_down ? i * kPanelColumns : begin_ + i * kTileColumns;
+  return {.section = s,
+          .is_down = is_down,
+          .weights = place(expert) + s.weights_at + i * s.panel_bytes,
+          .scales = place(expert) + s.scales_at + i * s.panel_scale_bytes,
+          .tile_row = {row, is_down ? row + kTileColumns : row}};
+}
+
+size_t ExpertSlice::scale_row(size_t row) const {
+  return traits(shape_.format).scales == Scales::kSquares ? row / kChunkDepth : row;
+}
+
+template <class Rows, class Expert>
+ExpertSlice::CallerRows<Rows> ExpertSlice::caller_rows(const Panel& panel,
+                                                       const Expert& caller) const {
+  const FormatTraits t = traits(shape_.format);
+  const Depth& depth = panel.section.depth;
+  const size_t row_bytes = weight_bytes(shape_.format, panel.section.row_elements);
+  const size_t scale_row_bytes =
+      (panel.section.row_elements + depth.group - 1) / depth.group * t.scale_bytes;
+  const auto weights = [&](auto matrix, size_t tile) {
+    return moved(matrix,
+                 panel.tile_row[tile] * row_bytes + weight_bytes(shape_.format, depth.begin));
   };
-  down_offset_ = num_gate_up_panels() * gate_up_panel_bytes();
-  gate_up_scale_offset_ = down_offset_ + num_down_panels() * down_panel_bytes();
-  down_scale_offset_ = gate_up_scale_offset_ + scale_bytes(num_gate_up_panels(), gate_up_blocks_);
-  expert_bytes_ = down_scale_offset_ + scale_bytes(num_down_panels(), down_blocks_);
-  buffer_ = Buffer(expert_bytes_ * shape.num_experts, numa_node);
-}
-
-size_t ExpertSlice::gate_up_panel_bytes() const {
-  return kPanelColumns * shape_.hidden_size * traits_.element_bytes;
-}
-
-size_t ExpertSlice::down_panel_bytes() const {
-  return kPanelColumns * width_ * traits_.element_bytes;
-}
-
-ExpertSlice::Panel ExpertSlice::gate_up_panel(size_t expert, size_t index) const {
-  const std::byte* base = buffer_.data() + expert * expert_bytes_;
-  const auto* scales = reinterpret_cast<const float*>(base + gate_up_scale_offset_);
-  return {base + index * gate_up_panel_bytes(), scales + index * gate_up_blocks_ * 2,
-          shape_.hidden_size, traits_.scale_block};
-}
-
-ExpertSlice::Panel ExpertSlice::down_panel(size_t expert, size_t index) const {
-  const std::byte* base = buffer_.data() + expert * expert_bytes_;
-  const auto* scales = reinterpret_cast<const float*>(base + down_scale_offset_);
-  return {base + down_offset_ + index * down_panel_bytes(), scales + index * down_blocks_ * 2,
-          width_, down_first_block_};
+  const auto scales = [&](auto matrix, size_t tile) {
+    return moved(matrix, scale_row(panel.tile_row[tile]) * scale_row_bytes +
+                             depth.begin / depth.group * t.scale_bytes);
+  };
+  if (panel.is_down) {
+    return {{{weights(caller.down, 0), weights(caller.down, 1)}, row_bytes},
+            {{scales(caller.down_scale, 0), scales(caller.down_scale, 1)}, scale_row_bytes}};
+  }
+  return {{{weights(caller.gate, 0), weights(caller.up, 1)}, row_bytes},
+          {{scales(caller.gate_scale, 0), scales(caller.up_scale, 1)}, scale_row_bytes}};
 }
 
 void ExpertSlice::pack_panel(size_t expert, size_t index, const ExpertSource& source) {
-  if (index < num_gate_up_panels()) {
-    pack_gate_up(expert, index, source);
-  } else {
-    pack_down(expert, index - num_gate_up_panels(), source);
+  const Panel panel = this->panel(expert, index);
+  const auto rows = caller_rows<PanelSource>(panel, source);
+  ktt::pack_panel(shape_.format, rows.weights, panel.section.depth, panel.weights);
+  pack_scales(shape_.format, rows.scales, panel.section.depth, panel.scales);
+  check_finite(expert, panel, rows);
+}
+
+void ExpertSlice::unpack_panel(size_t expert, size_t index, const ExpertTarget& target) const {
+  const Panel panel = this->panel(expert, index);
+  const auto rows = caller_rows<PanelTarget>(panel, target);
+  ktt::unpack_panel(shape_.format, panel.weights, panel.section.depth, rows.weights);
+  // A square's scale stands in eight panels or more: the first of them gives it back.
+  const bool is_square = traits(shape_.format).scales == Scales::kSquares;
+  if (is_square && panel.tile_row[0] % kChunkDepth != 0) return;
+  unpack_scales(shape_.format, panel.scales, panel.section.depth, rows.scales);
+}
+
+// Looks at what was just packed, which lies together and in the cache. Only when something is wrong
+// there its place in the caller's matrices is looked for.
+void ExpertSlice::check_finite(size_t expert, const Panel& panel,
+                               const CallerRows<PanelSource>& rows) const {
+  const size_t num_scale_bytes = panel.section.panel_scale_bytes;
+  switch (traits(shape_.format).scales) {
+    case Scales::kNone:
+      return;
+    case Scales::kSquares:
+      if (any_has_bits(panel.weights, panel.section.panel_bytes, kFp8Mask)) {
+        refuse_weight(expert, panel, rows.weights);
+      }
+      if (any_has_bits(panel.scales, num_scale_bytes, kFloatMask)) {
+        refuse_scale(expert, panel, rows.scales, kFloatMask);
+      }
+      return;
+    case Scales::kGroups:
+      if (any_has_bits(panel.scales, num_scale_bytes, kBfloatMask)) {
+        refuse_scale(expert, panel, rows.scales, kBfloatMask);
+      }
   }
 }
 
-void ExpertSlice::pack_gate_up(size_t expert, size_t index, const ExpertSource& source) {
-  const size_t hidden = shape_.hidden_size;
-  const size_t row = begin_ + index * kTileColumns;
-  const Panel panel = gate_up_panel(expert, index);
-  pack(traits_.element_bytes, at(source.gate, row * hidden, traits_.element_bytes),
-       at(source.up, row * hidden, traits_.element_bytes), hidden, hidden,
-       const_cast<void*>(panel.weights));
-  auto* scales = const_cast<float*>(panel.scales);
-  for (size_t i = 0; i < gate_up_blocks_; ++i) {
-    const size_t from = row / traits_.scale_block * gate_up_blocks_ + i;
-    scales[2 * i] = source.gate_scale[from];
-    scales[2 * i + 1] = source.up_scale[from];
+void ExpertSlice::refuse_weight(size_t expert, const Panel& panel,
+                                const PanelSource& source) const {
+  const Depth& depth = panel.section.depth;
+  for (size_t t = 0; t < 2; ++t) {
+    refuse_first(name_of(expert, panel.is_down, t) + " weight",
+                 {source.tile[t], source.row_bytes, kTileColumns, depth.size, panel.tile_row[t],
+                  depth.begin},
+                 kFp8Mask);
   }
 }
 
-void ExpertSlice::pack_down(size_t expert, size_t index, const ExpertSource& source) {
-  const size_t inter = shape_.intermediate_size;
-  const size_t row = index * kPanelColumns;
-  const Panel panel = down_panel(expert, index);
-  pack(traits_.element_bytes, at(source.down, row * inter + begin_, traits_.element_bytes),
-       at(source.down, (row + kTileColumns) * inter + begin_, traits_.element_bytes), inter, width_,
-       const_cast<void*>(panel.weights));
-  auto* scales = const_cast<float*>(panel.scales);
-  for (size_t i = 0; i < down_blocks_; ++i) {
-    const size_t blocks_per_row = ceil_div(inter, traits_.scale_block);
-    const size_t from =
-        row / traits_.scale_block * blocks_per_row + begin_ / traits_.scale_block + i;
-    scales[2 * i] = scales[2 * i + 1] = source.down_scale[from];
+template <class T>
+void ExpertSlice::refuse_scale(size_t expert, const Panel& panel, const PanelSource& source,
+                               T mask) const {
+  const Depth& depth = panel.section.depth;
+  for (size_t t = 0; t < 2; ++t) {
+    refuse_first(name_of(expert, panel.is_down, t) + " scale",
+                 {source.tile[t], source.row_bytes, scale_rows(shape_.format), depth.num_groups(),
+                  scale_row(panel.tile_row[t]), depth.begin / depth.group},
+                 mask);
   }
 }
 

@@ -36,8 +36,8 @@ inline typename Isa::F32 silu(typename Isa::F32 v) {
   return Isa::div(v, Isa::add(Isa::splat(1.0f), e));
 }
 
-// How fp32 values become operands of the matrix products; kIsOperand says which of the caller's
-// types need no conversion: float, bfloat16.
+// How fp32 values are stored: as operands of the float modes, or as the caller's type; kIsOperand
+// says which of the caller's types need no conversion: float, bfloat16.
 struct AsFloat {
   using Element = float;
   static constexpr bool kIsOperand[kNumDtypes] = {true, false};
@@ -75,20 +75,76 @@ inline typename Isa::F32 load_as_float(const uint16_t* p) {
   return Isa::load_bf16(p);
 }
 
+template <class As>
+size_t row_bytes(const Depth& depth) {
+  return depth.size * sizeof(typename As::Element);
+}
+
 template <class Isa, class Source, class As>
-void convert(const void* source, size_t count, void* operands) {
+void convert(const void* source, const Depth& depth, void* operands) {
   const auto* from = static_cast<const Source*>(source);
   auto* to = static_cast<typename As::Element*>(operands);
-  for (size_t i = 0; i < count; i += Isa::kLanes) {
+  for (size_t i = 0; i < depth.size; i += Isa::kLanes) {
     As::template store<Isa>(to + i, load_as_float<Isa>(from + i));
   }
 }
 
+inline size_t int8_row_bytes(const Depth& depth) {
+  const size_t end = Int8Row::sums_offset(depth) + depth.num_groups() * sizeof(int32_t);
+  return (end + 63) / 64 * 64;
+}
+
+// The largest size of a group's values, as bits: in this order a NaN is larger than any number.
+template <class Isa, class Source>
+inline float largest_of(const Source* from, size_t count) {
+  auto largest = Isa::zero_bits();
+  for (size_t i = 0; i < count; i += Isa::kLanes) {
+    const auto bits = Isa::as_bits(load_as_float<Isa>(from + i));
+    largest = Isa::max32(largest, Isa::bit_and(bits, Isa::splat32(0x7FFFFFFF)));
+  }
+  const int32_t bits = Isa::max_of(largest);
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+template <class Isa, class Source>
+inline int32_t store_scaled(const Source* from, size_t count, float factor, int8_t* to) {
+  auto sum = Isa::zero_bits();
+  for (size_t i = 0; i < count; i += Isa::kLanes) {
+    const auto whole = Isa::to_int(Isa::mul(load_as_float<Isa>(from + i), Isa::splat(factor)));
+    Isa::store_quads(to + i, whole);
+    sum = Isa::add32(sum, whole);
+  }
+  return Isa::sum_of(sum);
+}
+
+// An int8 operand row: the largest value of a group becomes 127 or -127. A group with a value that
+// is not finite has the scale NaN, and so have the results: they must not look plausible.
+template <class Isa, class Source>
+void quantize(const void* source, const Depth& depth, void* operands) {
+  const auto* from = static_cast<const Source*>(source);
+  auto* row = static_cast<std::byte*>(operands);
+  auto* values = reinterpret_cast<int8_t*>(row);
+  auto* scales = reinterpret_cast<float*>(row + Int8Row::scales_offset(depth));
+  auto* sums = reinterpret_cast<int32_t*>(row + Int8Row::sums_offset(depth));
+  size_t end = depth.first_group();
+  for (size_t at = 0; at < depth.size; at = end, end += depth.group) {
+    if (end > depth.size) end = depth.size;
+    const float largest = largest_of<Isa>(from + at, end - at);
+    const float scale = largest - largest == 0.0f ? largest / 127.0f : __builtin_nanf("");
+    const float factor = scale > 0.0f ? 127.0f / largest : 0.0f;
+    *scales++ = scale;
+    *sums++ = store_scaled<Isa>(from + at, end - at, factor, values + at);
+  }
+  for (size_t at = depth.size; at < Int8Row::values_bytes(depth); ++at) values[at] = 0;
+}
+
 template <class Isa, class As>
-void swiglu(const float* sums, size_t num_rows, void* operands, size_t row_stride_bytes) {
+void swiglu(const float* sums, size_t num_rows, void* values, size_t row_stride_bytes) {
   for (size_t r = 0; r < num_rows; ++r) {
-    auto* to = reinterpret_cast<typename As::Element*>(static_cast<char*>(operands) +
-                                                       r * row_stride_bytes);
+    auto* to =
+        reinterpret_cast<typename As::Element*>(static_cast<char*>(values) + r * row_stride_bytes);
     const float* gate = sums + r * kPanelColumns;
     const float* up = gate + kTileColumns;
     for (size_t i = 0; i < kTileColumns; i += Isa::kLanes) {
@@ -112,7 +168,18 @@ void accumulate(const float* sums, const float* weights, const uint32_t* row_of,
 
 template <class Isa, class As>
 void finish(const float* totals, void* out) {
-  convert<Isa, float, As>(totals, kPanelColumns, out);
+  auto* to = static_cast<typename As::Element*>(out);
+  for (size_t i = 0; i < kPanelColumns; i += Isa::kLanes) {
+    As::template store<Isa>(to + i, Isa::load(totals + i));
+  }
+}
+
+template <class Isa, class As>
+void finish_add(const float* totals, void* out) {
+  auto* to = static_cast<typename As::Element*>(out);
+  for (size_t i = 0; i < kPanelColumns; i += Isa::kLanes) {
+    As::template store<Isa>(to + i, Isa::add(load_as_float<Isa>(to + i), Isa::load(totals + i)));
+  }
 }
 
 // Denormal numbers count as zero while kernels run, as AMX and the bfloat16 dot product have it
@@ -124,28 +191,77 @@ inline uint32_t enter_kernels() {
 }
 inline void leave_kernels(uint32_t before) { _mm_setcsr(before); }
 
-template <class Isa, class Rows, class As>
-constexpr ActivationKernels activation_kernels(size_t min_tile_rows) {
-  return {sizeof(typename As::Element),
-          min_tile_rows,
-          {&panel<Rows, FormatBf16>, &panel<Rows, FormatFp8>},
-          {As::kIsOperand[0] ? nullptr : &convert<Isa, float, As>,
-           As::kIsOperand[1] ? nullptr : &convert<Isa, uint16_t, As>},
-          &swiglu<Isa, As>};
+inline constexpr size_t kNoTiles = ~static_cast<size_t>(0);
+
+using Multiply = void (*)(const BlockTask& task);
+
+// Operands of a float mode; the caller says how they are multiplied with each format.
+template <class Isa, class As>
+constexpr ActivationKernels float_kernels(Multiply bf16, Multiply fp8, Multiply int8,
+                                          Multiply int4) {
+  return {.min_tile_rows = kNoTiles,
+          .num_panels = kMaxPanels,
+          .row_bytes = &row_bytes<As>,
+          .multiply = {bf16, fp8, int8, int4},
+          .convert = {As::kIsOperand[0] ? nullptr : &convert<Isa, float, As>,
+                      As::kIsOperand[1] ? nullptr : &convert<Isa, uint16_t, As>},
+          .swiglu = &swiglu<Isa, As>,
+          .value_bytes = sizeof(typename As::Element),
+          .quantizes = false};
 }
 
 template <class Isa>
-constexpr KernelTable kernel_table(const char* name, ActivationKernels exact,
-                                   ActivationKernels fast) {
-  return {name,
-          {exact, fast},
-          &accumulate<Isa>,
-          {&finish<Isa, AsFloat>, &finish<Isa, AsBfloat16>},
-          &enter_kernels,
-          &leave_kernels};
+constexpr ActivationKernels int8_kernels(Multiply int8, Multiply int4) {
+  return {.min_tile_rows = kNoTiles,
+          .num_panels = kMaxPanels,
+          .row_bytes = &int8_row_bytes,
+          .multiply = {nullptr, nullptr, int8, int4},
+          .convert = {&quantize<Isa, float>, &quantize<Isa, uint16_t>},
+          .swiglu = &swiglu<Isa, AsFloat>,
+          .value_bytes = sizeof(float),
+          .quantizes = true};
 }
 
-inline constexpr size_t kNoTiles = ~static_cast<size_t>(0);
+// Vector kernels of the two float modes.
+template <class Isa, class As>
+constexpr ActivationKernels with_float_products() {
+  using Products = FloatProducts<Isa>;
+  return float_kernels<Isa, As>(&multiply<Products, FormatBf16>, &multiply<Products, FormatFp8>,
+                                &multiply<Products, FormatInt8>, &multiply<Products, FormatInt4>);
+}
+
+template <class Isa>
+constexpr ActivationKernels with_pair_products() {
+  using Products = PairProducts<Isa>;
+  return float_kernels<Isa, AsBfloat16>(
+      &multiply<Products, FormatBf16>, &multiply<Products, FormatFp8>,
+      &multiply<Products, FormatInt8>, &multiply<Products, FormatInt4>);
+}
+
+// And of int8, with the dot product of four bytes and without.
+template <class Isa>
+constexpr ActivationKernels with_dot_products() {
+  return int8_kernels<Isa>(&multiply<DotProducts<Isa, FormatInt8>, FormatInt8>,
+                           &multiply<DotProducts<Isa, FormatInt4>, FormatInt4>);
+}
+
+template <class Isa>
+constexpr ActivationKernels with_byte_products() {
+  return int8_kernels<Isa>(&multiply<SignProducts<Isa, FormatInt8>, FormatInt8>,
+                           &multiply<NarrowProducts<Isa, FormatInt4>, FormatInt4>);
+}
+
+template <class Isa>
+constexpr KernelTable kernel_table(const char* name, ActivationKernels float32,
+                                   ActivationKernels bfloat16, ActivationKernels int8) {
+  return {.name = name,
+          .activation = {float32, bfloat16, int8},
+          .accumulate = &accumulate<Isa>,
+          .finish = {&finish<Isa, AsFloat>, &finish<Isa, AsBfloat16>},
+          .finish_add = {&finish_add<Isa, AsFloat>, &finish_add<Isa, AsBfloat16>},
+          .enter = &enter_kernels,
+          .leave = &leave_kernels};
+}
 
 }  // namespace
 }  // namespace ktt

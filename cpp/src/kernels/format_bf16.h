@@ -1,23 +1,21 @@
-// Weights stored as bfloat16: nothing to decode, no scales.
+// Weights stored as bfloat16: pairs of depths as they are, no scales.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "formats.h"
+#include "rows.h"
 
 namespace ktt {
 namespace {
 
 struct FormatBf16 {
-  using Storage = uint16_t;
-  static constexpr bool kDecodes = false;
-  static constexpr size_t kScaleBlock = traits(WeightFormat::kBf16).scale_block;
-
+  static constexpr WeightFormat kFormat = WeightFormat::kBf16;
   template <class Isa>
-  static inline typename Isa::Pairs load(const Storage* weights) {
-    return Isa::load_pairs(weights);
-  }
+  using Pairs = StoredRows<Isa>;
+  template <class Isa>
+  using Floats = FloatsOfPairs<Isa, Pairs<Isa>>;
 };
 
 }  // namespace

@@ -1,10 +1,10 @@
-// The driver, written once over two axes: Isa (vector vocabulary) and Format (how packed weights
-// become bfloat16 pairs). Each table_*.cpp compiles it with its own flags.
+// The driver, written once over two axes: products (instruction set and mode of the activations)
+// and formats. Each table_*.cpp compiles it with its own flags.
 //
-// A panel's depth is walked in segments: the scale blocks of a scaled format, else what fits the
-// first cache. Each segment's weights meet all rows before the next one is touched, so weights
-// come from memory once, and a format that decodes does so once for many rows. A row's sums depend
-// on the segments only, never on the rows it is computed with.
+// A panel's depth is walked in chunks, and a chunk in groups: the stretches that share a scale. A
+// group's sums are made in registers and then folded into the task's sums, in order of the groups;
+// so a row's results depend on nothing but its own values. Few rows read weights straight from
+// memory. For more, a chunk is decoded once, and blocks of rows pass over it.
 #pragma once
 
 #include <immintrin.h>
@@ -14,172 +14,313 @@
 
 #include "format_bf16.h"
 #include "format_fp8.h"
+#include "format_int4.h"
+#include "format_int8.h"
 #include "kernel_table.h"
+#include "products.h"
+#include "rows.h"
 
 namespace ktt {
 namespace {
 
-constexpr size_t kPrefetchElements = 2 * kStepElements;
+inline constexpr size_t kUnitWeights = kUnitDepth * kTileColumns;
+inline constexpr size_t kPrefetchBytes = 2048;
 
-// One segment of a panel and the rows it meets.
-template <class Storage>
-struct Segment {
+// One chunk of a panel and the rows it meets.
+struct Chunk {
   const void* const* rows;
-  size_t row_stride;
-  size_t begin;  // first depth, in elements of a row
-  size_t num_steps;
-  const Storage* weights;
-  const float* scales;  // [2 tiles]
-  float* sums;          // [rows][kPanelColumns]
+  size_t begin;  // first depth, counted from the task's
+  size_t depth;
+  size_t first_group;        // depth of the first group, which a cut may have shortened
+  size_t group;              // and of the others
+  size_t group_index;        // of the first group
+  RowOffsets offsets;        // in int8 rows
+  const std::byte* weights;  // tile 0, then tile 1
+  const std::byte* scales;   // of the panel
+  float* sums;               // [rows][kPanelColumns]
 };
 
-constexpr size_t tile_of(size_t vector, size_t lanes) { return vector * lanes / kTileColumns; }
-
-// Where vector `vector` of the pair of depths `pair` starts within a step.
-constexpr size_t pair_offset(size_t vector, size_t lanes, size_t pair) {
-  return tile_of(vector, lanes) * (kStepElements / 2) + pair * 2 * kTileColumns +
-         vector * lanes % kTileColumns * 2;
+template <size_t kCount, size_t kAt = 0, class Body>
+[[gnu::always_inline]] inline void unroll(const Body& body) {
+  if constexpr (kAt < kCount) {
+    body(Index<kAt>{});
+    unroll<kCount, kAt + 1>(body);
+  }
 }
 
-// sums = sums + scale * segment, for kRows rows whose segment is in registers.
-template <class Isa, size_t kRows, size_t kVectors>
-inline void fold(const typename Isa::F32 (&part)[kRows][kVectors], const float* scales,
-                 float* sums) {
+// Weights as they are stored, fetched ahead.
+template <class Products, class Format>
+struct Stored {
+  using Reader = typename Products::template Reader<Format>;
+  static constexpr size_t kUnitBytes = weight_bytes(Format::kFormat, kUnitWeights);
+
+  static inline void fetch_ahead(const std::byte* unit) {
+    for (size_t at = 0; at < kUnitBytes; at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(unit + kPrefetchBytes + at), _MM_HINT_T0);
+    }
+  }
+};
+
+// Weights in the rows that products take, in the first cache.
+template <class Products>
+struct Decoded {
+  using Reader = StoredRows<typename Products::Isa>;
+  static constexpr size_t kUnitBytes = kUnitDepth / Products::kDepths * kRowBytes;
+
+  static inline void fetch_ahead(const std::byte*) {}
+};
+
+template <class Isa, class Format>
+inline typename Isa::F32 weight_scale(const std::byte* scales, size_t group, size_t column) {
+  constexpr FormatTraits kTraits = traits(Format::kFormat);
+  if constexpr (kTraits.scales == Scales::kSquares) {
+    return Isa::splat(read<float>(scales + (group * 2 + column / kTileColumns) * sizeof(float)));
+  } else if constexpr (kTraits.scales == Scales::kGroups) {
+    const auto* all = reinterpret_cast<const uint16_t*>(scales);
+    return Isa::load_bf16(all + group * kPanelColumns + column);
+  } else {
+    return Isa::splat(1.0f);
+  }
+}
+
+// kRows rows times kTiles tiles of a chunk, from tile `tile` on.
+template <class Products, class Format, class Source, size_t kRows, size_t kTiles>
+struct Block {
+  using Isa = typename Products::Isa;
+  using Sum = typename Products::Sum;
+  using Partial = typename Products::Partial;
+  static constexpr size_t kTileVectors = kTileColumns / Isa::kLanes;
+  static constexpr size_t kVectors = kTiles * kTileVectors;
+  static constexpr size_t kUnitRows = kUnitDepth / Products::kDepths;
+  static constexpr size_t kOperandBytes = 4;  // of one broadcast
+
+  explicit Block(const Chunk& chunk, size_t tile)
+      : chunk(chunk),
+        tile(tile),
+        tile_bytes(chunk.depth / kUnitDepth * Source::kUnitBytes),
+        unit(chunk.weights + tile * tile_bytes),
+        operand_at(chunk.begin / Products::kDepths * kOperandBytes) {
+    for (size_t r = 0; r < kRows; ++r) rows[r] = static_cast<const std::byte*>(chunk.rows[r]);
+  }
+
+  void run() {
+    size_t group = chunk.group_index;
+    size_t left = chunk.depth;
+    for (size_t now = chunk.first_group; left > 0; ++group, now = chunk.group) {
+      if (now > left) now = left;
+      run_group(group, now / kUnitDepth);
+      left -= now;
+    }
+  }
+
+  inline void run_group(size_t group, size_t num_units) {
+    Sum sums[kRows][kVectors];
 #pragma GCC unroll 16
-  for (size_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) {
-      float* at = sums + r * kPanelColumns + v * Isa::kLanes;
-      const auto scale = Isa::splat(scales[tile_of(v, Isa::kLanes)]);
-      Isa::store(at, Isa::fma(scale, part[r][v], Isa::load(at)));
+    for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = Products::start(rows[r], chunk.offsets, group);
+      }
+    }
+    for (size_t u = 0; u < num_units; u += Products::kPartialUnits) add_units(sums);
+    fold(sums, group);
+  }
+
+  [[gnu::always_inline]] inline void add_units(Sum (&sums)[kRows][kVectors]) {
+    Partial partial[kRows][kVectors];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) partial[r][v] = Products::begin(sums[r][v]);
+    }
+#pragma GCC unroll 4
+    for (size_t u = 0; u < Products::kPartialUnits; ++u) add_unit(partial);
+#pragma GCC unroll 16
+    for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = Products::end(sums[r][v], partial[r][v]);
+      }
     }
   }
-}
 
-// Operands in fp32, weights widened: exact products, available everywhere.
-template <class Isa>
-struct FloatProducts {
-  using Operand = float;
-  static inline typename Isa::F32 add(typename Isa::F32 sum, typename Isa::Pairs weights,
-                                      const Operand* pair) {
-    sum = Isa::fma(Isa::even(weights), Isa::splat(pair[0]), sum);
-    return Isa::fma(Isa::odd(weights), Isa::splat(pair[1]), sum);
-  }
-};
-
-// Operands in bfloat16, two products with one instruction.
-template <class Isa>
-struct PairProducts {
-  using Operand = uint16_t;
-  static inline typename Isa::F32 add(typename Isa::F32 sum, typename Isa::Pairs weights,
-                                      const Operand* pair) {
-    return Isa::dot_pairs(sum, weights, Isa::splat_pair(pair));
-  }
-};
-
-// kRows rows times one segment, sums in registers throughout.
-template <class Isa_, template <class> class Products>
-struct VectorDot {
-  using Isa = Isa_;
-  using Operand = typename Products<Isa>::Operand;
-  static constexpr size_t kMaxRows = Isa::kMaxRows;
-
-  template <class Format, size_t kRows>
-  static void run(const Segment<typename Format::Storage>& s) {
-    constexpr size_t kVectors = kPanelColumns / Isa::kLanes;
-    const Operand* a[kRows];
-    for (size_t r = 0; r < kRows; ++r) a[r] = static_cast<const Operand*>(s.rows[r]) + s.begin;
-    typename Isa::F32 part[kRows][kVectors];
-    for (auto& row : part) {
-      for (auto& v : row) v = Isa::zero();
+  [[gnu::always_inline]] inline void add_unit(Partial (&sums)[kRows][kVectors]) {
+    using Reader = typename Source::Reader;
+    const auto reader = [&](size_t v) {
+      return Reader(unit + v / kTileVectors * tile_bytes + v % kTileVectors * sizeof(Partial));
+    };
+    for (size_t t = 0; t < kTiles; ++t) Source::fetch_ahead(unit + t * tile_bytes);
+    if constexpr (kVectors == 1) {
+      Reader readers[] = {reader(0)};
+      add_rows(sums, readers);
+    } else if constexpr (kVectors == 2) {
+      Reader readers[] = {reader(0), reader(1)};
+      add_rows(sums, readers);
+    } else {
+      Reader readers[] = {reader(0), reader(1), reader(2), reader(3)};
+      add_rows(sums, readers);
     }
-    const auto* w = s.weights;
-    for (size_t depth = 0; depth < s.num_steps * kStepDepth; depth += kStepDepth) {
-      for (size_t pair = 0; pair < kStepDepth / 2; ++pair) {
-#pragma GCC unroll 8
+    unit += Source::kUnitBytes;
+    operand_at += kUnitRows * kOperandBytes;
+  }
+
+  template <class Reader>
+  [[gnu::always_inline]] inline void add_rows(Partial (&sums)[kRows][kVectors],
+                                              Reader (&readers)[kVectors]) {
+    unroll<kUnitRows>([&](auto row) __attribute__((always_inline)) {
+      typename Products::Weights weights[kVectors];
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) weights[v] = Products::prepare(readers[v].row(row));
+#pragma GCC unroll 16
+      for (size_t r = 0; r < kRows; ++r) {
+        const auto operand =
+            Products::broadcast(rows[r] + operand_at + decltype(row)::value * kOperandBytes);
+#pragma GCC unroll 4
         for (size_t v = 0; v < kVectors; ++v) {
-          const auto* at = w + pair_offset(v, Isa::kLanes, pair);
-          _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchElements), _MM_HINT_T0);
-          const auto weights = Format::template load<Isa>(at);
-#pragma GCC unroll 16
-          for (size_t r = 0; r < kRows; ++r) {
-            part[r][v] = Products<Isa>::add(part[r][v], weights, a[r] + depth + 2 * pair);
-          }
+          sums[r][v] = Products::add(sums[r][v], weights[v], operand);
         }
       }
-      w += kStepElements;
-    }
-    fold<Isa>(part, s.scales, s.sums);
+    });
   }
+
+  inline void fold(const Sum (&sums)[kRows][kVectors], size_t group) {
+#pragma GCC unroll 4
+    for (size_t v = 0; v < kVectors; ++v) {
+      const size_t column = tile * kTileColumns + v * Isa::kLanes;
+      const auto of_weights = weight_scale<Isa, Format>(chunk.scales, group, column);
+#pragma GCC unroll 16
+      for (size_t r = 0; r < kRows; ++r) {
+        float* at = chunk.sums + r * kPanelColumns + column;
+        const auto scale = Products::scale(of_weights, rows[r], chunk.offsets, group);
+        Isa::store(at, Isa::fma(Products::total(sums[r][v]), scale, Isa::load(at)));
+      }
+    }
+  }
+
+  const Chunk& chunk;
+  const size_t tile;
+  const size_t tile_bytes;
+  const std::byte* unit;
+  size_t operand_at;
+  const std::byte* rows[kRows];
 };
 
-template <class Isa>
-using FloatDot = VectorDot<Isa, FloatProducts>;
-template <class Isa>
-using PairDot = VectorDot<Isa, PairProducts>;
+// Rows of a block, so that its sums fit the registers.
+template <class Products, size_t kTiles>
+inline constexpr size_t kBlockRows =
+    Products::kSums / (kTiles * kTileColumns / Products::Isa::kLanes);
+template <class Products>
+inline constexpr size_t kMaxBlockRows = kBlockRows<Products, Products::Isa::kTilesAtOnce>;
 
 // Calls the kernel that was compiled for just so many rows.
-template <class Dot, class Format, size_t kRows = Dot::kMaxRows>
-inline void run_rows(size_t num_rows, const Segment<typename Format::Storage>& segment) {
+template <class Products, class Format, class Source, size_t kRows = kMaxBlockRows<Products>>
+inline void run_block(size_t num_rows, const Chunk& chunk) {
   if (num_rows == kRows) {
-    Dot::template run<Format, kRows>(segment);
+    constexpr size_t kTiles = kRows <= kBlockRows<Products, 2> ? 2 : 1;
+    for (size_t tile = 0; tile < 2; tile += kTiles) {
+      Block<Products, Format, Source, kRows, kTiles>(chunk, tile).run();
+    }
   } else if constexpr (kRows > 1) {
-    run_rows<Dot, Format, kRows - 1>(num_rows, segment);
+    run_block<Products, Format, Source, kRows - 1>(num_rows, chunk);
   }
 }
 
-template <class Dot, class Format>
-inline void run_all_rows(size_t num_rows, Segment<typename Format::Storage> segment) {
-  while (num_rows > 0) {
-    const size_t now = num_rows < Dot::kMaxRows ? num_rows : Dot::kMaxRows;
-    run_rows<Dot, Format>(now, segment);
+// All rows over decoded weights, in blocks of even size.
+template <class Products, class Format>
+inline void run_blocks(size_t num_rows, Chunk chunk) {
+  size_t num_blocks = (num_rows + kMaxBlockRows<Products> - 1) / kMaxBlockRows<Products>;
+  for (; num_blocks > 0; --num_blocks) {
+    const size_t now = (num_rows + num_blocks - 1) / num_blocks;
+    run_block<Products, Format, Decoded<Products>>(now, chunk);
     num_rows -= now;
-    segment.rows += now;
-    segment.sums += now * kPanelColumns;
+    chunk.rows += now;
+    chunk.sums += now * kPanelColumns;
   }
 }
 
-// The segment's weights as bfloat16 in `decode`, in the same order.
-template <class Isa, class Format>
-inline Segment<uint16_t> decoded(const Segment<typename Format::Storage>& s, uint16_t* decode) {
-  for (size_t i = 0; i < s.num_steps * kStepElements; i += 2 * Isa::kLanes) {
-    Isa::store_pairs(decode + i, Format::template load<Isa>(s.weights + i));
+template <class Products, class Format>
+inline constexpr bool kDecodes =
+    !__is_same(typename Products::template Reader<Format>, StoredRows<typename Products::Isa>);
+
+// The chunk's weights as rows in `to`, tile after tile.
+template <class Products, class Format>
+inline void decode_chunk(const std::byte* weights, size_t depth, std::byte* to) {
+  using Isa = typename Products::Isa;
+  using From = Stored<Products, Format>;
+  constexpr size_t kVectorBytes = Isa::kLanes * 4;
+  for (size_t unit = 0; unit < 2 * depth / kUnitDepth; ++unit) {
+    From::fetch_ahead(weights);
+    for (size_t at = 0; at < kRowBytes; at += kVectorBytes) {
+      typename From::Reader reader(weights + at);
+      unroll<kUnitDepth / Products::kDepths>([&](auto row) __attribute__((always_inline)) {
+        Isa::store_bits(to + decltype(row)::value * kRowBytes + at, reader.row(row));
+      });
+    }
+    weights += From::kUnitBytes;
+    to += Decoded<Products>::kUnitBytes;
   }
-  return {s.rows, s.row_stride, s.begin, s.num_steps, decode, s.scales, s.sums};
 }
 
-// Vector code's way through one segment; a tile kernel brings its own.
-template <class Dot>
-struct VectorRows {
-  using Isa = typename Dot::Isa;
+inline Chunk chunk_of(const BlockTask& task, size_t panel, size_t begin) {
+  const Depth& depth = task.depth;
+  const size_t at = depth.begin + begin;  // in the uncut matrix
+  const size_t length = kChunkDepth - at % kChunkDepth;
+  const size_t left = depth.size - begin;
+  return {.rows = task.rows,
+          .begin = begin,
+          .depth = length < left ? length : left,
+          .first_group = depth.group - at % depth.group,
+          .group = depth.group,
+          .group_index = at / depth.group - depth.begin / depth.group,
+          .offsets = {Int8Row::scales_offset(depth), Int8Row::sums_offset(depth)},
+          .weights = task.weights + panel * task.panel_bytes,
+          .scales = task.scales + panel * task.panel_scale_bytes,
+          .sums = task.sums + panel * task.num_rows * kPanelColumns};
+}
 
-  template <class Format>
-  static void run(const PanelTask& task, const Segment<typename Format::Storage>& segment) {
-    if (Format::kDecodes && task.num_rows > Dot::kMaxRows) {
-      run_all_rows<Dot, FormatBf16>(task.num_rows, decoded<Isa, Format>(segment, task.decode));
-    } else {
-      run_all_rows<Dot, Format>(task.num_rows, segment);
+template <class Isa>
+inline void clear_sums(const BlockTask& task) {
+  const size_t count = task.num_panels * task.num_rows * kPanelColumns;
+  for (size_t i = 0; i < count; i += Isa::kLanes) Isa::store(task.sums + i, Isa::zero());
+}
+
+template <class Products, class Format>
+void multiply_few_rows(const BlockTask& task) {
+  for (size_t panel = 0; panel < task.num_panels; ++panel) {
+    for (size_t begin = 0; begin < task.depth.size;) {
+      Chunk chunk = chunk_of(task, panel, begin);
+      chunk.weights += weight_bytes(Format::kFormat, begin * kPanelColumns);
+      run_block<Products, Format, Stored<Products, Format>>(task.num_rows, chunk);
+      begin += chunk.depth;
     }
   }
-};
+}
 
-template <class Rows, class Format>
-void panel(const PanelTask& task) {
-  using Isa = typename Rows::Isa;
-  constexpr bool kScaled = Format::kScaleBlock != 0;
-  static constexpr float kUnscaled[2] = {1.0f, 1.0f};
-  for (size_t i = 0; i < task.num_rows * kPanelColumns; i += Isa::kLanes) {
-    Isa::store(task.sums + i, Isa::zero());
+// Panels of a chunk one after the other: the chunk's operands stay in the cache meanwhile.
+template <class Products, class Format>
+void multiply_many_rows(const BlockTask& task) {
+  for (size_t begin = 0; begin < task.depth.size;) {
+    Chunk chunk;
+    for (size_t panel = 0; panel < task.num_panels; ++panel) {
+      chunk = chunk_of(task, panel, begin);
+      chunk.weights += weight_bytes(Format::kFormat, begin * kPanelColumns);
+      if constexpr (kDecodes<Products, Format>) {
+        decode_chunk<Products, Format>(chunk.weights, chunk.depth, task.decode);
+        chunk.weights = task.decode;
+      }
+      run_blocks<Products, Format>(task.num_rows, chunk);
+    }
+    begin += chunk.depth;
   }
-  const float* scales = kScaled ? task.scales : kUnscaled;
-  const auto* weights = static_cast<const typename Format::Storage*>(task.weights);
-  size_t length = kScaled ? task.first_block : Isa::kSegment;
-  for (size_t begin = 0; begin < task.depth; begin += length) {
-    if (kScaled && begin > 0) length = Format::kScaleBlock;
-    const size_t now = length < task.depth - begin ? length : task.depth - begin;
-    Rows::template run<Format>(task, {task.rows, task.row_stride, begin, now / kStepDepth,
-                                      weights + begin * kPanelColumns, scales, task.sums});
-    if (kScaled) scales += 2;
+}
+
+template <class Products, class Format>
+void multiply(const BlockTask& task) {
+  clear_sums<typename Products::Isa>(task);
+  if (task.num_rows <= kMaxBlockRows<Products>) {
+    multiply_few_rows<Products, Format>(task);
+  } else {
+    multiply_many_rows<Products, Format>(task);
   }
 }
 

@@ -1,9 +1,9 @@
 // How weights lie in memory, the same for every instruction set: packing, unpacking, sizes.
 //
-// A matrix [columns, depth] (a row of a checkpoint's matrix is a column here) is packed in panels of
-// 32 columns: two tiles of 16. In the gate/up matrix tile 0 holds 16 columns of gate and tile 1 the
-// same 16 of up, so that one panel's result is all that the activation function needs. A panel runs
-// over the whole depth in chunks of 128:
+// A matrix [columns, depth] (a row of a checkpoint's matrix is a column here) is packed in panels
+// of 32 columns: two tiles of 16. In the gate/up matrix tile 0 holds 16 columns of gate and tile 1
+// the same 16 of up, so that one panel's result is all that the activation function needs. A panel
+// runs over the whole depth in chunks of 128:
 //
 //   panel: chunk 0 [tile 0 | tile 1], chunk 1 [tile 0 | tile 1], ...
 //
@@ -61,10 +61,20 @@ struct PanelTarget {
 };
 
 size_t panel_bytes(WeightFormat format, size_t depth);
-size_t panel_scale_bytes(WeightFormat format, const Depth& depth);
-
 void pack_panel(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel);
 void unpack_panel(WeightFormat format, const void* panel, const Depth& depth,
                   const PanelTarget& target);
+
+// The same for a panel's scales, from the depth's first group on; a square's scale is one row for a
+// whole tile. Of a group cut in two only the half where it begins is unpacked.
+size_t panel_scale_bytes(WeightFormat format, const Depth& depth);
+void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel);
+void unpack_scales(WeightFormat format, const void* panel, const Depth& depth,
+                   const PanelTarget& target);
+
+// Rows of scales that a tile has.
+constexpr size_t scale_rows(WeightFormat format) {
+  return traits(format).scales == Scales::kGroups ? kTileColumns : 1;
+}
 
 }  // namespace ktt

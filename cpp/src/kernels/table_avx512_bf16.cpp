@@ -1,15 +1,14 @@
-// The AVX-512 table for processors with the bfloat16 dot product.
+// The AVX-512 table for processors with both dot products (VNNI, BF16) and byte permutations
+// (VBMI).
 #include "elementwise.h"
 #include "isa_avx512.h"
 
 namespace ktt {
 
 const KernelTable& table_avx512_bf16() {
-  using Exact = VectorRows<FloatDot<IsaAvx512>>;
-  using Fast = VectorRows<PairDot<IsaAvx512>>;
-  static constexpr KernelTable table = kernel_table<IsaAvx512>(
-      "avx512_bf16", activation_kernels<IsaAvx512, Exact, AsFloat>(kNoTiles),
-      activation_kernels<IsaAvx512, Fast, AsBfloat16>(kNoTiles));
+  static constexpr KernelTable table =
+      kernel_table<IsaAvx512>("avx512_bf16", with_float_products<IsaAvx512, AsFloat>(),
+                              with_pair_products<IsaAvx512>(), with_dot_products<IsaAvx512>());
   return table;
 }
 

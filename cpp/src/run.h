@@ -1,0 +1,78 @@
+// One forward under way: two parallel regions (three when the pool has several parts, plus one to
+// make operands when there are many tokens). First gate, up and activation function for each
+// expert; then, for blocks of output columns, down and the weighted sum over all experts, in order
+// of their ids.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "moe.h"
+
+namespace ktt {
+
+class Layer::Run {
+ public:
+  Run(Layer& layer, const ForwardArgs& args);
+
+  void forward();
+
+ private:
+  using Panels = ExpertSlice::Panels;
+
+  // Rows that tile kernels read as they lie, and those that are found one by one.
+  bool uses_tiles(size_t expert) const {
+    return groups_.num_positions(expert) >= kernels_.min_tile_rows;
+  }
+  bool is_gathered(size_t expert) const {
+    return uses_tiles(expert) && groups_.num_positions(expert) > 1;
+  }
+  std::byte* gathered_row(size_t position) const {
+    return scratch_.gathered.data() + position * operand_row_;
+  }
+  std::byte* activation_row(size_t part, size_t position) const;
+  std::byte* values_row(size_t part, size_t position) const;
+  size_t values_row_bytes(size_t part) const;
+  float* part_totals(size_t part, size_t panel) const;
+
+  void write_zeros() const;
+  void choose_rows();
+  void make_operands();
+  void make_operands(size_t token) const;
+
+  void run_gate_up();
+  void gate_up(Pool::Place place, const PanelRange& task);
+  void quantise(size_t part, const Grouping::Chunk& chunk) const;
+  size_t point_to_operands(const Grouping::Chunk& chunk, const void** rows) const;
+
+  void run_down();
+  void down(Pool::Place place, const PanelRange& task, float* totals);
+  void add_chunk(Pool::Place place, const Panels& panels, const PanelRange& task,
+                 const Grouping::Chunk& chunk, float* totals);
+  void sum_parts();
+
+  // The product of some panels with rows the worker points to, in its sums.
+  void multiply(Pool::Place place, const Panels& panels, size_t first, size_t count,
+                size_t num_rows, size_t row_stride) const;
+  void write(const float* totals, size_t panel) const;
+  void write_row(const float* total, size_t token, size_t panel) const;
+
+  Layer& layer_;
+  const ForwardArgs& args_;
+  Pool& pool_;
+  Scratch& scratch_;
+  Grouping& groups_;
+  const KernelTable& table_;
+  const ActivationKernels& kernels_;
+  const size_t num_tokens_;
+  const size_t hidden_;
+  const size_t operand_row_;  // bytes
+  const size_t x_row_;        // bytes
+  void (*const convert_)(const void* source, const Depth& depth, void* operands);
+  void (*const multiply_)(const BlockTask& task);
+  void (*const finish_)(const float* totals, void* out);
+  const std::byte* rows_ = nullptr;  // each token's operands, ours or the caller's
+  bool makes_operands_ = false;
+};
+
+}  // namespace ktt

@@ -1,0 +1,71 @@
+#include "schedule.h"
+
+#include <algorithm>
+
+namespace ktt {
+namespace {
+
+// A task takes this part of what is left for each thread.
+constexpr size_t kSharesPerThread = 3;
+// Below this, handing a task to another thread costs more than it evens out.
+constexpr size_t kLeastTaskBytes = 32 * 1024;
+// A panel costs as if it had so many rows more: reading its weights.
+constexpr size_t kRowsWorthOfReading = 4;
+
+class Shares {
+ public:
+  Shares(const Cut& cut, size_t total_cost)
+      : cut_(cut),
+        least_(std::clamp<size_t>(kLeastTaskBytes / std::max<size_t>(cut.panel_bytes, 1), 1,
+                                  cut.most)),
+        cost_left_(total_cost) {}
+
+  // How many of `available` panels the next task takes.
+  size_t take(size_t available, size_t cost_of_panel) {
+    const size_t count = std::min(wanted(cost_of_panel), available);
+    cost_left_ -= count * cost_of_panel;
+    return count;
+  }
+
+ private:
+  size_t wanted(size_t cost_of_panel) const {
+    if (cut_.num_threads == 1) return cut_.most;
+    const size_t share = cost_left_ / (kSharesPerThread * cut_.num_threads) / cost_of_panel;
+    const size_t count = std::clamp(share, least_, cut_.most);
+    return count < cut_.per_call ? count : count / cut_.per_call * cut_.per_call;
+  }
+
+  const Cut& cut_;
+  const size_t least_;
+  size_t cost_left_;
+};
+
+size_t cost_of_panel(const Grouping::Chunk& chunk) { return chunk.num_rows + kRowsWorthOfReading; }
+
+}  // namespace
+
+void cut_by_chunks(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
+                   std::vector<PanelRange>& tasks) {
+  tasks.clear();
+  size_t total = 0;
+  for (const auto& chunk : chunks) total += cost_of_panel(chunk) * cut.num_panels;
+  Shares shares(cut, total);
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    for (size_t first = 0, count; first < cut.num_panels; first += count) {
+      count = shares.take(cut.num_panels - first, cost_of_panel(chunks[c]));
+      tasks.push_back({static_cast<uint32_t>(c), static_cast<uint32_t>(first),
+                       static_cast<uint32_t>(count)});
+    }
+  }
+}
+
+void cut_by_panels(const Cut& cut, std::vector<PanelRange>& tasks) {
+  tasks.clear();
+  Shares shares(cut, cut.num_panels);
+  for (size_t first = 0, count; first < cut.num_panels; first += count) {
+    count = shares.take(cut.num_panels - first, 1);
+    tasks.push_back({0, static_cast<uint32_t>(first), static_cast<uint32_t>(count)});
+  }
+}
+
+}  // namespace ktt

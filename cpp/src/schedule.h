@@ -1,0 +1,34 @@
+// How a region's work is cut into tasks: by expert, by rows and by panels. Large tasks come first,
+// for long reads; small ones last, so that all threads end together.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "grouping.h"
+
+namespace ktt {
+
+// What of a matrix falls to a task.
+struct PanelRange {
+  uint32_t chunk;  // of the grouping's; of no meaning to tasks that take all experts
+  uint32_t first;
+  uint32_t count;
+};
+
+struct Cut {
+  size_t num_threads;
+  size_t num_panels;   // of each matrix
+  size_t panel_bytes;  // what a panel reads from memory, for all experts of a task
+  size_t per_call;     // panels the kernels like to be given at once
+  size_t most;         // panels of a task
+};
+
+// Tasks of some panels each for every chunk of the grouping.
+void cut_by_chunks(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
+                   std::vector<PanelRange>& tasks);
+// Tasks of some panels each, for all chunks together.
+void cut_by_panels(const Cut& cut, std::vector<PanelRange>& tasks);
+
+}  // namespace ktt

@@ -2,49 +2,124 @@
 
 Finds the library, checks dtype, shape and contiguity of what is handed over, and turns error codes
 into NativeError. Never imports torch: anything with data_ptr, dtype, shape and device will do.
-ctypes lets other Python threads run while a forward does.
+ctypes lets other Python threads run while a call does.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_uint64, c_void_p
+import weakref
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, c_char_p, c_int32, c_uint64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self, TypeVar
 
-ABI_VERSION = 1
+_T = TypeVar("_T")
+
+ABI_VERSION = 2
 SCALE_BLOCK = 128  # weights along each side of an fp8 scale's square
 
-_ISAS = {"auto": 0, "avx2": 1, "avx512": 2, "amx": 3}
-_FORMATS = {"bf16": 0, "fp8": 1}
+# Those after "auto" are kernel tables, best first; the last two stand for the best of their kind.
+_ISAS = {
+    "auto": 0,
+    "amx": 3,
+    "avx512_bf16": 8,
+    "avx512_vnni": 7,
+    "avx512_base": 6,
+    "avx2_vnni": 5,
+    "avx2_base": 4,
+    "avx512": 2,
+    "avx2": 1,
+}
 _DTYPES = {"float32": 0, "bfloat16": 1}
-_WEIGHT_DTYPES = {"bf16": "bfloat16", "fp8": "float8_e4m3fn"}
-_ELEMENT_BYTES = {"bf16": 2, "fp8": 1}
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+_ACTIVATIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How matrices of a weight format come: stored elements, and a scale for each block of them."""
+
+    value: int
+    dtype: str
+    bits: int
+    scale_dtype: str | None = None
+    scale_bytes: int = 0
+    scale_rows: int = 1  # that share a scale
+    group_size: int = 0  # of the format itself; 0: the caller's, or none
+
+    def stored_shape(self, rows: int, columns: int) -> tuple[int, int]:
+        return rows, columns // 2 if self.bits == 4 else columns  # two to a byte
+
+    def scale_shape(self, rows: int, columns: int, group_size: int) -> tuple[int, int]:
+        return -(-rows // self.scale_rows), -(-columns // group_size)
+
+
+_FORMATS = {
+    "bf16": _Format(0, "bfloat16", 16),
+    "fp8": _Format(1, "float8_e4m3fn", 8, "float32", 4, SCALE_BLOCK, SCALE_BLOCK),
+    "int8": _Format(2, "int8", 8, "bfloat16", 2),
+    "int4": _Format(3, "uint8", 4, "bfloat16", 2),
+}
+
+
+class _Expert(ctypes.Structure):
+    """ktt_expert"""
+
+    _fields_ = (
+        ("gate", c_void_p),
+        ("up", c_void_p),
+        ("down", c_void_p),
+        ("gate_scale", c_void_p),
+        ("up_scale", c_void_p),
+        ("down_scale", c_void_p),
+        ("matrix_bytes", c_uint64),
+        ("gate_scale_bytes", c_uint64),
+        ("down_scale_bytes", c_uint64),
+    )
+
+
+class _Forward(ctypes.Structure):
+    """ktt_forward"""
+
+    _fields_ = (
+        ("num_tokens", c_int32),
+        ("top_k", c_int32),
+        ("ids", c_void_p),
+        ("weights", c_void_p),
+        ("x", c_void_p),
+        ("out", c_void_p),
+        ("dtype", c_int32),
+        ("accumulate", c_int32),
+    )
+
 
 _INT32_P = POINTER(c_int32)
 _HANDLE_P = POINTER(c_void_p)
 
 # Result and arguments of every function of kttrio.h, in the header's order and types.
-PROTOTYPES: dict[str, tuple[type, tuple[type, ...]]] = {
+PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "ktt_abi_version": (c_int32, ()),
     "ktt_last_error": (c_char_p, ()),
     "ktt_isa_granted": (c_int32, (c_int32,)),
-    "ktt_pool_create": (c_int32, (c_int32, c_int32, _INT32_P, c_int32, _HANDLE_P)),
+    "ktt_pool_create": (c_int32, (c_int32, c_int32, c_void_p, c_int32, _HANDLE_P)),
     "ktt_pool_destroy": (c_int32, (c_void_p,)),
     "ktt_pool_info": (c_int32, (c_void_p, _INT32_P, _INT32_P, _INT32_P)),
-    "ktt_layer_create": (c_int32, (c_void_p, *(c_int32,) * 7, _HANDLE_P)),
+    "ktt_layer_create": (c_int32, (c_void_p, *(c_int32,) * 8, _HANDLE_P)),
     "ktt_layer_destroy": (c_int32, (c_void_p,)),
-    "ktt_layer_set_expert": (
-        c_int32,
-        (c_void_p, c_int32, *(c_void_p,) * 3, c_uint64, *(POINTER(c_float),) * 3, c_uint64),
-    ),
-    "ktt_layer_forward": (
-        c_int32,
-        (c_void_p, c_int32, c_int32, _INT32_P, POINTER(c_float), c_int32, c_void_p, c_void_p),
-    ),
+    "ktt_layer_set_expert": (c_int32, (c_void_p, c_int32, POINTER(_Expert))),
+    "ktt_layer_get_expert": (c_int32, (c_void_p, c_int32, POINTER(_Expert))),
+    "ktt_layer_clear_expert": (c_int32, (c_void_p, c_int32)),
+    "ktt_layer_forward": (c_int32, (c_void_p, POINTER(_Forward))),
+    "ktt_job_create": (c_int32, (c_void_p, POINTER(_Forward), *(c_void_p,) * 3, _HANDLE_P)),
+    "ktt_job_destroy": (c_int32, (c_void_p,)),
+    "ktt_job_submit": (c_int32, (c_void_p,)),
+    "ktt_job_wait": (c_int32, (c_void_p,)),
+    "ktt_job_submit_on_stream": (None, (c_void_p,)),
+    "ktt_job_wait_on_stream": (None, (c_void_p,)),
     "ktt_layer_bytes": (c_int32, (c_void_p, POINTER(c_uint64))),
 }
 
@@ -129,15 +204,23 @@ def abi_version() -> int:
 
 
 def isa_available() -> tuple[str, ...]:
-    """Instruction sets that processor and operating system grant, best first."""
+    """Kernel tables that processor and operating system grant, best first."""
     library = _library()
-    return tuple(name for name in ("amx", "avx512", "avx2") if library.ktt_isa_granted(_ISAS[name]))
+    tables = tuple(_ISAS)[1:-2]
+    return tuple(name for name in tables if library.ktt_isa_granted(_ISAS[name]))
 
 
-def _lookup(what: str, value: str, choices: dict[str, int]) -> int:
+def _lookup(what: str, value: str, choices: Mapping[str, _T]) -> _T:
     if value not in choices:
         raise NativeError(f"{what} is {value!r}, but must be one of {', '.join(choices)}")
     return choices[value]
+
+
+def _int32(name: str, value: int) -> int:
+    """The same number; ctypes alone would cut off what does not fit."""
+    if not -(2**31) <= value < 2**31:
+        raise NativeError(f"{name} is {value}, which is too large")
+    return value
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -145,7 +228,7 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _address(name: str, tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> int:
-    """The tensor's address, once it is known to be exactly what the library will read there."""
+    """The tensor's address, once it is known to be exactly what the library will use there."""
     if _dtype_name(tensor) != dtype:
         raise NativeError(f"{name} is {_dtype_name(tensor)}, but must be {dtype}")
     if tuple(tensor.shape) != shape:
@@ -157,66 +240,26 @@ def _address(name: str, tensor: Tensor, dtype: str, shape: tuple[int, ...]) -> i
     return tensor.data_ptr()
 
 
-def _floats(address: int | None) -> ctypes._Pointer[c_float] | None:
-    return None if address is None else ctypes.cast(address, POINTER(c_float))
+class _Owner:
+    """Holds something of the library's and gives it back once."""
 
+    _kind: ClassVar[str]
 
-class Pool:
-    """Worker threads, and the kernels they run; shared by all layers.
-
-    `threads` counts the calling thread, default: the cores this process may use. The pool has one
-    part for each of `nodes` (NUMA nodes; one may come twice), or `parts` parts dealt over the NUMA
-    nodes, default: one for each node. Experts are cut along their intermediate size over the parts.
-    """
-
-    def __init__(
-        self,
-        *,
-        threads: int | None = None,
-        nodes: Sequence[int] | None = None,
-        parts: int | None = None,
-        isa: str = "auto",
-    ) -> None:
-        self._handle = c_void_p()  # first, so that close() works after any error below
-        if threads is not None and threads < 1:
-            raise NativeError(f"threads is {threads}, but must be at least 1")
-        if parts is not None and parts < 1:
-            raise NativeError(f"parts is {parts}, but must be at least 1")
-        if nodes and parts is not None and parts != len(nodes):
-            raise NativeError(f"parts is {parts}, but {len(nodes)} nodes are named")
-        node_array = (c_int32 * len(nodes))(*nodes) if nodes else None
-        _call(
-            "ktt_pool_create",
-            _lookup("isa", isa, _ISAS),
-            threads or 0,
-            node_array,
-            len(nodes) if nodes else parts or 0,
-            ctypes.byref(self._handle),
-        )
-        chosen, num_threads, num_parts = c_int32(), c_int32(), c_int32()
-        _call(
-            "ktt_pool_info",
-            self._handle,
-            ctypes.byref(chosen),
-            ctypes.byref(num_threads),
-            ctypes.byref(num_parts),
-        )
-        self.isa = next(name for name, value in _ISAS.items() if value == chosen.value)
-        self.num_threads = num_threads.value
-        self.num_parts = num_parts.value
+    def __init__(self) -> None:
+        self._handle = c_void_p()
 
     @property
     def handle(self) -> c_void_p:
-        """The library's own handle; an error once the pool is closed."""
+        """The library's own handle; an error once this is closed."""
         if not self._handle:
-            raise NativeError("the pool is closed")
+            raise NativeError(f"the {self._kind} is closed")
         return self._handle
 
     def close(self) -> None:
-        """Gives the pool up; its threads end with its last layer. Twice is fine."""
+        """Give it back. Twice is fine."""
         handle, self._handle = self._handle, c_void_p()
         if handle:
-            _call("ktt_pool_destroy", handle)
+            _call(f"ktt_{self._kind}_destroy", handle)
 
     def __enter__(self) -> Self:
         return self
@@ -234,13 +277,65 @@ class Pool:
             self.close()
 
 
-class ExpertLayer:
+class Pool(_Owner):
+    """Worker threads, and the kernels they run; shared by all layers, ends with the last of them.
+
+    `threads` counts the calling thread, default: the cores this process may use. The pool has one
+    part for each of `nodes` (NUMA nodes; one may come twice), or `parts` parts dealt over the NUMA
+    nodes, default: one for each node. Experts are cut along their intermediate size over the parts.
+    `isa` afterwards names the kernel table in use.
+    """
+
+    _kind = "pool"
+
+    def __init__(
+        self,
+        *,
+        threads: int | None = None,
+        nodes: Sequence[int] | None = None,
+        parts: int | None = None,
+        isa: str = "auto",
+    ) -> None:
+        super().__init__()
+        if threads is not None and threads < 1:
+            raise NativeError(f"threads is {threads}, but must be at least 1")
+        if parts is not None and parts < 1:
+            raise NativeError(f"parts is {parts}, but must be at least 1")
+        if nodes and parts is not None and parts != len(nodes):
+            raise NativeError(f"parts is {parts}, but {len(nodes)} nodes are named")
+        numbers = [_int32("a node", node) for node in nodes or ()]
+        _call(
+            "ktt_pool_create",
+            _lookup("isa", isa, _ISAS),
+            _int32("threads", threads or 0),
+            (c_int32 * len(numbers))(*numbers) if numbers else None,
+            len(numbers) if numbers else _int32("parts", parts or 0),
+            ctypes.byref(self._handle),
+        )
+        chosen, num_threads, num_parts = c_int32(), c_int32(), c_int32()
+        _call(
+            "ktt_pool_info",
+            self._handle,
+            ctypes.byref(chosen),
+            ctypes.byref(num_threads),
+            ctypes.byref(num_parts),
+        )
+        self.isa = next(name for name, value in _ISAS.items() if value == chosen.value)
+        self.num_threads = num_threads.value
+        self.num_parts = num_parts.value
+
+
+class ExpertLayer(_Owner):
     """One MoE layer's routed experts, packed in the library's memory.
 
-    `activation` says what the matrix products multiply: "float32" is exact, "bfloat16" rounds
-    activations and is fast. Sums are fp32 in both. hidden_size and intermediate_size are multiples
-    of 32. A call may bring more than `max_tokens` tokens; it then runs in slices of that size.
+    `weight_format` is bf16, fp8, int8 or int4; the last two have a scale for `group_size` (32, 64
+    or 128) weights of a row. `activation` says what the matrix products multiply: "float32" is
+    exact, "bfloat16" rounds activations and is fast, "int8" (for int8 and int4 weights) quantises
+    them by group. Sums are fp32. hidden_size and intermediate_size are multiples of 32. A forward
+    may bring more than `max_tokens` tokens; it then runs in slices of that size.
     """
+
+    _kind = "layer"
 
     def __init__(
         self,
@@ -249,22 +344,27 @@ class ExpertLayer:
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
-        weight_format: Literal["bf16", "fp8"],
-        activation: Literal["float32", "bfloat16"],
+        weight_format: str,
+        group_size: int = 0,
+        activation: str,
         max_tokens: int,
         max_top_k: int,
     ) -> None:
-        self._handle = c_void_p()
+        super().__init__()
+        self._format = _lookup("weight_format", weight_format, _FORMATS)
+        self._group_size = group_size or self._format.group_size
+        self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
         _call(
             "ktt_layer_create",
             pool.handle,
-            num_experts,
-            hidden_size,
-            intermediate_size,
-            _lookup("weight_format", weight_format, _FORMATS),
-            _lookup("activation", activation, _DTYPES),
-            max_tokens,
-            max_top_k,
+            _int32("num_experts", num_experts),
+            _int32("hidden_size", hidden_size),
+            _int32("intermediate_size", intermediate_size),
+            self._format.value,
+            _int32("group_size", self._group_size),
+            _lookup("activation", activation, _ACTIVATIONS),
+            _int32("max_tokens", max_tokens),
+            _int32("max_top_k", max_top_k),
             ctypes.byref(self._handle),
         )
         self.num_experts = num_experts
@@ -272,13 +372,6 @@ class ExpertLayer:
         self.intermediate_size = intermediate_size
         self.weight_format = weight_format
         self.max_tokens = max_tokens
-
-    @property
-    def handle(self) -> c_void_p:
-        """The library's own handle; an error once the layer is closed."""
-        if not self._handle:
-            raise NativeError("the layer is closed")
-        return self._handle
 
     @property
     def nbytes(self) -> int:
@@ -298,79 +391,193 @@ class ExpertLayer:
         up_scale: Tensor | None = None,
         down_scale: Tensor | None = None,
     ) -> None:
-        """Copies one expert's weights: gate and up [inter, hidden], down [hidden, inter].
+        """Copy one expert's weights: gate and up [inter, hidden], down [hidden, inter].
 
-        bfloat16, or float8_e4m3fn with fp32 scales [ceil(out / 128), ceil(in / 128)]; an fp8 NaN
-        is refused. May be called again, also between forwards.
+        bf16: bfloat16. fp8: float8_e4m3fn, fp32 scales [ceil(out / 128), ceil(in / 128)]. int8:
+        int8, int4: uint8 [out, in / 2], both with bfloat16 scales [out, ceil(in / group_size)].
+        What is no finite number is refused, and the expert is then not set. Replacing an expert
+        is fine, also between forwards of other threads.
         """
-        wide = (self.intermediate_size, self.hidden_size)
-        tall = (self.hidden_size, self.intermediate_size)
-        dtype = _WEIGHT_DTYPES[self.weight_format]
-        scales = [
-            None if scale is None else _floats(self._scale_address(name, scale, shape))
-            for name, scale, shape in (
-                ("gate_scale", gate_scale, wide),
-                ("up_scale", up_scale, wide),
-                ("down_scale", down_scale, tall),
-            )
-        ]
-        is_scaled = any(scale is not None for scale in scales)
-        _call(
-            "ktt_layer_set_expert",
-            self.handle,
-            expert,
-            _address("gate", gate, dtype, wide),
-            _address("up", up, dtype, wide),
-            _address("down", down, dtype, tall),
-            wide[0] * wide[1] * _ELEMENT_BYTES[self.weight_format],
-            *scales,
-            _num_blocks(wide[0]) * _num_blocks(wide[1]) if is_scaled else 0,
-        )
+        matrices, scales = (gate, up, down), (gate_scale, up_scale, down_scale)
+        block = self._expert(matrices, scales)
+        _call("ktt_layer_set_expert", self.handle, _int32("expert", expert), ctypes.byref(block))
 
-    def forward(self, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor) -> None:
+    def get_expert(
+        self,
+        expert: int,
+        *,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        gate_scale: Tensor | None = None,
+        up_scale: Tensor | None = None,
+        down_scale: Tensor | None = None,
+    ) -> None:
+        """Fill the tensors with an expert that is set, bit for bit as `set_expert` took them."""
+        matrices, scales = (gate, up, down), (gate_scale, up_scale, down_scale)
+        block = self._expert(matrices, scales)
+        _call("ktt_layer_get_expert", self.handle, _int32("expert", expert), ctypes.byref(block))
+
+    def clear_expert(self, expert: int) -> None:
+        """Take an expert out and give its memory back; one that is not set is fine."""
+        _call("ktt_layer_clear_expert", self.handle, _int32("expert", expert))
+
+    def forward(
+        self, x: Tensor, ids: Tensor, weights: Tensor, out: Tensor, *, accumulate: bool = False
+    ) -> None:
         """out[t] = sum over k of weights[t, k] * expert ids[t, k] of x[t]; id -1 is skipped.
 
         x and out [tokens, hidden], both fp32 or both bfloat16; ids int32 and weights fp32
-        [tokens, top_k]. Blocks until done. A token's result never depends on the others.
+        [tokens, top_k]. With `accumulate` the sum is added to out. Blocks until done. A token's
+        result never depends on the others.
         """
-        num_tokens, top_k = _pair_of_sizes("ids", ids)
-        dtype = _dtype_name(x)
-        _lookup("dtype of x", dtype, _DTYPES)
-        size = (num_tokens, self.hidden_size)
-        x_at = _address("x", x, dtype, size)
-        out_at = _address("out", out, dtype, size)
-        ids_at = _address("ids", ids, "int32", (num_tokens, top_k))
-        weights_at = _address("weights", weights, "float32", (num_tokens, top_k))
-        row_bytes = self.hidden_size * (4 if dtype == "float32" else 2)
+        args = self._forward_args((x, ids, weights, out), accumulate=accumulate)
+        num_tokens, row_bytes = args.num_tokens, self.hidden_size * _ELEMENT_BYTES[_dtype_name(x)]
         for begin in range(0, num_tokens, self.max_tokens):
-            _call(
-                "ktt_layer_forward",
-                self.handle,
-                min(self.max_tokens, num_tokens - begin),
-                top_k,
-                ctypes.cast(ids_at + begin * top_k * 4, _INT32_P),
-                _floats(weights_at + begin * top_k * 4),
-                _DTYPES[dtype],
-                x_at + begin * row_bytes,
-                out_at + begin * row_bytes,
-            )
+            args.num_tokens = min(self.max_tokens, num_tokens - begin)
+            _call("ktt_layer_forward", self.handle, ctypes.byref(args))
+            args.ids += self.max_tokens * args.top_k * 4
+            args.weights += self.max_tokens * args.top_k * 4
+            args.x += self.max_tokens * row_bytes
+            args.out += self.max_tokens * row_bytes
+
+    def job(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        out: Tensor,
+        *,
+        accumulate: bool = False,
+        num_tokens: Tensor | None = None,
+        ready: Tensor | None = None,
+        done: Tensor | None = None,
+    ) -> Job:
+        """A forward of at most `max_tokens` tokens with these tensors, to be started many times.
+
+        They are read when the job runs, and kept alive by it. `num_tokens`, `ready` and `done` are
+        int32 [1], in pinned memory if a device is to write or read them: how many of the tokens
+        count; a counter of the submissions whose input is there, which the job waits for; the
+        number of submissions that have run, which it stores.
+        """
+        tensors = (x, ids, weights, out)
+        args = self._forward_args(tensors, accumulate=accumulate)
+        flags = {"num_tokens": num_tokens, "ready": ready, "done": done}
+        job = Job(self, args, flags, keep_alive=tensors)
+        self._jobs.add(job)
+        return job
 
     def close(self) -> None:
-        """Frees the packed weights. Twice is fine."""
-        handle, self._handle = self._handle, c_void_p()
-        if handle:
-            _call("ktt_layer_destroy", handle)
+        """Free the packed weights, after the layer's jobs. Twice is fine."""
+        for job in tuple(getattr(self, "_jobs", ())):
+            job.close()
+        super().close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self.close()
+    def _expert(self, matrices: Sequence[Tensor], scales: Sequence[Tensor | None]) -> _Expert:
+        wide = (self.intermediate_size, self.hidden_size)
+        names, shapes = ("gate", "up", "down"), (wide, wide, wide[::-1])
+        stored_dtype, stored_shape = self._format.dtype, self._format.stored_shape
+        block = _Expert(matrix_bytes=wide[0] * wide[1] * self._format.bits // 8)
+        for name, shape, matrix, scale in zip(names, shapes, matrices, scales, strict=True):
+            setattr(block, name, _address(name, matrix, stored_dtype, stored_shape(*shape)))
+            name += "_scale"
+            address, num_bytes = self._scale(name, scale, shape)
+            setattr(block, name, address)
+            if name != "up_scale":
+                setattr(block, f"{name}_bytes", num_bytes)
+        return block
 
-    def _scale_address(self, name: str, scale: Tensor, matrix: tuple[int, int]) -> int:
-        return _address(name, scale, "float32", (_num_blocks(matrix[0]), _num_blocks(matrix[1])))
+    def _scale(
+        self, name: str, scale: Tensor | None, matrix: tuple[int, int]
+    ) -> tuple[int | None, int]:
+        """Address and size of a matrix's scales."""
+        form = self._format
+        if form.scale_dtype is None:
+            if scale is not None:
+                raise NativeError(f"{self.weight_format} weights have no scales, leave {name} out")
+            return None, 0
+        if scale is None:
+            raise NativeError(f"{name} is missing: {self.weight_format} weights have scales")
+        rows, columns = shape = form.scale_shape(*matrix, self._group_size)
+        return _address(name, scale, form.scale_dtype, shape), rows * columns * form.scale_bytes
+
+    def _forward_args(
+        self, tensors: tuple[Tensor, Tensor, Tensor, Tensor], *, accumulate: bool
+    ) -> _Forward:
+        x, ids, weights, out = tensors
+        num_tokens, top_k = _pair_of_sizes("ids", ids)
+        dtype = _dtype_name(x)
+        value = _lookup("dtype of x", dtype, _DTYPES)
+        return _Forward(
+            num_tokens=_int32("the number of tokens", num_tokens),
+            top_k=_int32("top_k", top_k),
+            ids=_address("ids", ids, "int32", (num_tokens, top_k)),
+            weights=_address("weights", weights, "float32", (num_tokens, top_k)),
+            x=_address("x", x, dtype, (num_tokens, self.hidden_size)),
+            out=_address("out", out, dtype, (num_tokens, self.hidden_size)),
+            dtype=value,
+            accumulate=accumulate,
+        )
 
 
-def _num_blocks(size: int) -> int:
-    return -(-size // SCALE_BLOCK)
+class HostFunctions(NamedTuple):
+    """Addresses of functions that a CUDA stream can call with a job's handle (cudaLaunchHostFunc).
+
+    What goes wrong in them is kept for the next `wait`.
+    """
+
+    submit: int
+    wait: int
+
+
+def host_functions() -> HostFunctions:
+    """Those of the library in use."""
+    library = _library()
+    names = ("ktt_job_submit_on_stream", "ktt_job_wait_on_stream")
+    submit, wait = (ctypes.cast(getattr(library, name), c_void_p).value or 0 for name in names)
+    return HostFunctions(submit, wait)
+
+
+class Job(_Owner):
+    """A forward that runs without its caller, made by `ExpertLayer.job`; closed with its layer.
+
+    Jobs of one pool run in the order they were submitted, on the pool's own thread.
+    """
+
+    _kind = "job"
+
+    def __init__(
+        self,
+        layer: ExpertLayer,
+        args: _Forward,
+        flags: Mapping[str, Tensor | None],
+        *,
+        keep_alive: Sequence[Tensor],
+    ) -> None:
+        super().__init__()
+        self._keep_alive = (layer, flags, keep_alive)
+        addresses = {name: _flag_address(name, flag) for name, flag in flags.items()}
+        _call(
+            "ktt_job_create",
+            layer.handle,
+            ctypes.byref(args),
+            addresses["num_tokens"],
+            addresses["ready"],
+            addresses["done"],
+            ctypes.byref(self._handle),
+        )
+
+    def submit(self) -> None:
+        """Start it; an error when the last submission is still pending."""
+        _call("ktt_job_submit", self.handle)
+
+    def wait(self) -> None:
+        """Block until it has run; raises what went wrong since the last wait."""
+        _call("ktt_job_wait", self.handle)
+
+
+def _flag_address(name: str, flag: Tensor | None) -> int | None:
+    return None if flag is None else _address(name, flag, "int32", (1,))
 
 
 def _pair_of_sizes(name: str, tensor: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "check.h"
 #include "moe.h"
@@ -15,14 +16,6 @@ namespace {
 
 constexpr size_t kExperts = 5;
 constexpr size_t kTopK = 3;
-
-struct Case {
-  const KernelTable* table;
-  WeightFormat format;
-  Dtype mode;
-  size_t hidden;
-  size_t inter;
-};
 
 struct Batch {
   Batch(size_t tokens, size_t hidden, unsigned seed) : num_tokens(tokens) {
@@ -41,13 +34,8 @@ struct Batch {
   std::vector<float> weights;
 };
 
-std::vector<Expert> experts_of(const Case& c) {
-  Random random(11);
-  std::vector<Expert> experts;
-  for (size_t e = 0; e < kExperts; ++e) {
-    experts.push_back(random_expert(random, c.hidden, c.inter, c.format));
-  }
-  return experts;
+LayerShape shape_of(WeightFormat format, size_t hidden, size_t inter, size_t group = kChunkDepth) {
+  return {kExperts, hidden, inter, format, group};
 }
 
 PoolOptions options_of(size_t num_threads, size_t num_parts) {
@@ -57,140 +45,243 @@ PoolOptions options_of(size_t num_threads, size_t num_parts) {
   return options;
 }
 
-std::unique_ptr<Layer> layer_of(const Case& c, const std::vector<Expert>& experts,
-                                const PoolOptions& options, size_t max_tokens) {
-  auto engine = std::make_shared<Engine>(options, Dispatch{Isa::kAuto, c.table});
-  auto layer = std::make_unique<Layer>(engine, LayerShape{kExperts, c.hidden, c.inter, c.format},
-                                       c.mode, LayerLimits{max_tokens, kTopK});
-  for (size_t e = 0; e < experts.size(); ++e) layer->set_expert(e, experts[e].source());
-  return layer;
-}
-
-std::vector<float> run(Layer& layer, const Batch& batch, size_t first, size_t count) {
-  const size_t hidden = layer.shape().hidden_size;
-  std::vector<float> out(count * hidden, std::nanf(""));
-  layer.forward(
-      {{count, kTopK, batch.ids.data() + first * kTopK, batch.weights.data() + first * kTopK},
-       Dtype::kFloat32,
-       batch.x.data() + first * hidden,
-       out.data()});
-  return out;
-}
-
 double dot(const std::vector<double>& matrix, size_t row, const std::vector<double>& v) {
   double sum = 0.0;
   for (size_t i = 0; i < v.size(); ++i) sum += matrix[row * v.size() + i] * v[i];
   return sum;
 }
 
-std::vector<double> expected_token(const Case& c, const std::vector<Expert>& experts,
-                                   const Batch& batch, size_t token) {
-  std::vector<double> total(c.hidden, 0.0);
-  const auto begin = batch.x.begin() + static_cast<ptrdiff_t>(token * c.hidden);
-  const std::vector<double> x(begin, begin + static_cast<ptrdiff_t>(c.hidden));
-  for (size_t k = 0; k < kTopK; ++k) {
-    const int32_t id = batch.ids[token * kTopK + k];
-    if (id < 0) continue;
-    const Expert& expert = experts[static_cast<size_t>(id)];
-    std::vector<double> middle(c.inter);
-    for (size_t i = 0; i < c.inter; ++i) {
-      const double gate = dot(expert.gate.values, i, x);
-      middle[i] = gate / (1.0 + std::exp(-gate)) * dot(expert.up.values, i, x);
-    }
-    for (size_t h = 0; h < c.hidden; ++h) {
-      total[h] += double{batch.weights[token * kTopK + k]} * dot(expert.down.values, h, middle);
-    }
+// What an expert makes of one token.
+std::vector<double> apply(const Expert& expert, const std::vector<double>& x) {
+  std::vector<double> middle(expert.gate.values.size() / x.size());
+  for (size_t i = 0; i < middle.size(); ++i) {
+    const double gate = dot(expert.gate.values, i, x);
+    middle[i] = gate / (1.0 + std::exp(-gate)) * dot(expert.up.values, i, x);
   }
-  return total;
+  std::vector<double> out(x.size());
+  for (size_t h = 0; h < x.size(); ++h) out[h] = dot(expert.down.values, h, middle);
+  return out;
 }
 
-void check_close(const Case& c, const std::vector<Expert>& experts, const Batch& batch,
-                 const std::vector<float>& out) {
+Expert random_expert(Random& random, const LayerShape& shape) {
+  return random_expert(random, shape.hidden_size, shape.intermediate_size, shape.format,
+                       shape.group);
+}
+
+// Experts of one shape, a batch and what should come out.
+struct Case {
+  Case(const LayerShape& layer_shape, Batch tokens) : shape(layer_shape), batch(std::move(tokens)) {
+    Random random(11);
+    for (size_t e = 0; e < kExperts; ++e) experts.push_back(random_expert(random, shape));
+    compute();
+  }
+
+  void compute() {
+    const size_t hidden = shape.hidden_size;
+    wanted.assign(batch.x.size(), 0.0);
+    for (size_t i = 0; i < batch.ids.size(); ++i) {
+      if (batch.ids[i] < 0) continue;
+      const size_t token = i / kTopK;
+      const auto begin = batch.x.begin() + static_cast<ptrdiff_t>(token * hidden);
+      const auto out = apply(experts[static_cast<size_t>(batch.ids[i])],
+                             std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
+      for (size_t h = 0; h < hidden; ++h) {
+        wanted[token * hidden + h] += double{batch.weights[i]} * out[h];
+      }
+    }
+  }
+
+  LayerShape shape;
+  Batch batch;
+  std::vector<Expert> experts;
+  std::vector<double> wanted;  // [tokens, hidden]
+};
+
+std::unique_ptr<Layer> empty_layer(const Case& c, const KernelTable& table, Activation mode,
+                                   const PoolOptions& options) {
+  auto engine = std::make_shared<Engine>(options, Dispatch{Isa::kAuto, &table});
+  return std::make_unique<Layer>(engine, c.shape, mode, LayerLimits{c.batch.num_tokens, kTopK});
+}
+
+std::unique_ptr<Layer> layer_of(const Case& c, const KernelTable& table, Activation mode,
+                                const PoolOptions& options) {
+  auto layer = empty_layer(c, table, mode, options);
+  for (size_t e = 0; e < c.experts.size(); ++e) layer->set_expert(e, c.experts[e].source());
+  return layer;
+}
+
+ForwardArgs args_of(const Batch& batch, size_t first, size_t count, size_t hidden, float* out) {
+  return {{count, kTopK, batch.ids.data() + first * kTopK, batch.weights.data() + first * kTopK},
+          Dtype::kFloat32,
+          batch.x.data() + first * hidden,
+          out,
+          false};
+}
+
+std::vector<float> run(Layer& layer, const Batch& batch, size_t first, size_t count) {
+  const size_t hidden = layer.shape().hidden_size;
+  std::vector<float> out(count * hidden, std::nanf(""));
+  layer.forward(args_of(batch, first, count, hidden, out.data()));
+  return out;
+}
+
+std::vector<float> run(Layer& layer, const Batch& batch) {
+  return run(layer, batch, 0, batch.num_tokens);
+}
+
+double error_limit(Activation mode) {
+  switch (mode) {
+    case Activation::kFloat32:
+      return 1e-5;
+    case Activation::kBfloat16:
+      return 5e-3;
+    case Activation::kInt8:
+      return 1.5e-2;
+  }
+  return 0.0;
+}
+
+void check_close(const Case& c, Activation mode, const std::vector<float>& out) {
   double error = 0.0;
   double size = 0.0;
-  for (size_t token = 0; token < batch.num_tokens; ++token) {
-    const auto wanted = expected_token(c, experts, batch, token);
-    for (size_t h = 0; h < c.hidden; ++h) {
-      const double difference = double{out[token * c.hidden + h]} - wanted[h];
-      error += difference * difference;
-      size += wanted[h] * wanted[h];
-    }
+  for (size_t i = 0; i < out.size(); ++i) {
+    const double difference = double{out[i]} - c.wanted[i];
+    error += difference * difference;
+    size += c.wanted[i] * c.wanted[i];
   }
-  CHECK(std::sqrt(error / size) <= (c.mode == Dtype::kFloat32 ? 1e-5 : 5e-3));
+  CHECK(std::sqrt(error / size) <= error_limit(mode));
 }
 
-void check_layer(const Case& c) {
-  constexpr size_t kTokens = 37;
-  const auto experts = experts_of(c);
-  const Batch batch(kTokens, c.hidden, 5);
-  const auto layer = layer_of(c, experts, options_of(1, 1), kTokens);
-  const auto out = run(*layer, batch, 0, kTokens);
-  check_close(c, experts, batch, out);
-  for (const size_t count : {1, 5, 20}) {
-    for (size_t first = 0; first + count <= kTokens; first += 2 * count) {
-      const auto some = run(*layer, batch, first, count);
-      CHECK(std::equal(some.begin(), some.end(),
-                       out.begin() + static_cast<ptrdiff_t>(first * c.hidden)));
-    }
-  }
-  const auto by_many = run(*layer_of(c, experts, options_of(3, 1), kTokens), batch, 0, kTokens);
-  CHECK(by_many == out);
-  for (const size_t num_parts : {2, 3}) {
-    const auto cut = layer_of(c, experts, options_of(4, num_parts), kTokens);
-    const auto cut_out = run(*cut, batch, 0, kTokens);
-    check_close(c, experts, batch, cut_out);
-    CHECK(run(*layer_of(c, experts, options_of(num_parts, num_parts), kTokens), batch, 0,
-              kTokens) == cut_out);
-    const auto alone = run(*cut, batch, 7, 1);
-    CHECK(std::equal(alone.begin(), alone.end(),
-                     cut_out.begin() + static_cast<ptrdiff_t>(7 * c.hidden)));
-  }
-}
-
-TEST(layers_on_every_table) {
+// Calls fn(table, mode) for all that compute with the format.
+template <class Fn>
+void for_each_way(WeightFormat format, Fn fn) {
   for (const KernelTable* table : runnable_tables()) {
-    for (const Dtype mode : {Dtype::kFloat32, Dtype::kBfloat16}) {
-      check_layer({table, WeightFormat::kBf16, mode, 64, 32});
-      check_layer({table, WeightFormat::kFp8, mode, 160, 224});
+    for (const Activation mode :
+         {Activation::kFloat32, Activation::kBfloat16, Activation::kInt8}) {
+      const auto& kernels = table->activation[static_cast<size_t>(mode)];
+      if (kernels.multiply[static_cast<size_t>(format)] != nullptr) fn(*table, mode);
     }
   }
+}
+
+bool is_part(const std::vector<float>& some, const std::vector<float>& all, size_t at) {
+  return std::equal(some.begin(), some.end(), all.begin() + static_cast<ptrdiff_t>(at));
+}
+
+void check_layer(const Case& c, const KernelTable& table, Activation mode) {
+  const size_t num_tokens = c.batch.num_tokens;
+  const size_t hidden = c.shape.hidden_size;
+  const auto layer = layer_of(c, table, mode, options_of(1, 1));
+  const auto out = run(*layer, c.batch);
+  check_close(c, mode, out);
+  for (const size_t count : {1, 5, 20}) {
+    for (size_t first = 0; first + count <= num_tokens; first += 2 * count) {
+      CHECK(is_part(run(*layer, c.batch, first, count), out, first * hidden));
+    }
+  }
+  CHECK(run(*layer_of(c, table, mode, options_of(3, 1)), c.batch) == out);
+  for (const size_t num_parts : {2, 3}) {
+    const auto cut = layer_of(c, table, mode, options_of(4, num_parts));
+    const auto cut_out = run(*cut, c.batch);
+    check_close(c, mode, cut_out);
+    CHECK(run(*layer_of(c, table, mode, options_of(num_parts, num_parts)), c.batch) == cut_out);
+    CHECK(is_part(run(*cut, c.batch, 7, 1), cut_out, 7 * hidden));
+  }
+}
+
+void check_layers(const LayerShape& shape) {
+  const Case c(shape, Batch(37, shape.hidden_size, 5));
+  for_each_way(shape.format, [&](const KernelTable& table, Activation mode) {
+    check_layer(c, table, mode);
+  });
+}
+
+TEST(layers_of_bf16) {
+  check_layers(shape_of(WeightFormat::kBf16, 64, 32));
+  check_layers(shape_of(WeightFormat::kBf16, 160, 224));
+}
+
+TEST(layers_of_fp8) { check_layers(shape_of(WeightFormat::kFp8, 160, 224)); }
+
+TEST(layers_of_int8) {
+  check_layers(shape_of(WeightFormat::kInt8, 160, 224, 32));
+  check_layers(shape_of(WeightFormat::kInt8, 96, 160, 128));
+}
+
+TEST(layers_of_int4) {
+  check_layers(shape_of(WeightFormat::kInt4, 160, 224, 64));
+  check_layers(shape_of(WeightFormat::kInt4, 96, 160, 32));
 }
 
 TEST(many_rows_of_one_expert_are_cut_into_tasks) {
   constexpr size_t kTokens = 300;
-  for (const KernelTable* table : runnable_tables()) {
-    const Case c = {table, WeightFormat::kFp8, Dtype::kBfloat16, 64, 96};
-    const auto experts = experts_of(c);
-    const Batch batch(kTokens, c.hidden, 6);
-    const auto layer = layer_of(c, experts, options_of(2, 1), kTokens);
-    const auto out = run(*layer, batch, 0, kTokens);
-    check_close(c, experts, batch, out);
-    const auto some = run(*layer, batch, 200, 50);
-    CHECK(std::equal(some.begin(), some.end(), out.begin() + 200 * 64));
+  for (const WeightFormat format : {WeightFormat::kFp8, WeightFormat::kInt4}) {
+    Batch batch(kTokens, 64, 6);
+    for (size_t i = 0; i < batch.ids.size(); ++i) batch.ids[i] = i % kTopK == 0 ? 2 : -1;
+    const Case c(shape_of(format, 64, 96), batch);
+    for_each_way(format, [&](const KernelTable& table, Activation mode) {
+      const auto layer = layer_of(c, table, mode, options_of(2, 1));
+      const auto out = run(*layer, c.batch);
+      check_close(c, mode, out);
+      CHECK(is_part(run(*layer, c.batch, 200, 50), out, 200 * 64));
+    });
   }
 }
 
+TEST(no_token_is_fine) {
+  const Case c(shape_of(WeightFormat::kBf16, 64, 32), Batch(1, 64, 5));
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 1));
+  CHECK(run(*layer, c.batch, 0, 0).empty());
+}
+
 TEST(bfloat16_in_and_out_and_in_place) {
-  constexpr size_t kTokens = 9;
-  for (const KernelTable* table : runnable_tables()) {
-    for (const Dtype mode : {Dtype::kFloat32, Dtype::kBfloat16}) {
-      const Case c = {table, WeightFormat::kBf16, mode, 96, 64};
-      const auto experts = experts_of(c);
-      Batch batch(kTokens, c.hidden, 8);
-      std::vector<uint16_t> x;
-      for (float& v : batch.x) {
-        x.push_back(to_bf16(v));
-        v = from_bf16(x.back());
-      }
-      const auto layer = layer_of(c, experts, options_of(2, 1), kTokens);
-      const auto wanted = run(*layer, batch, 0, kTokens);
-      layer->forward({{kTokens, kTopK, batch.ids.data(), batch.weights.data()},
-                      Dtype::kBfloat16,
-                      x.data(),
-                      x.data()});
-      for (size_t i = 0; i < x.size(); ++i) CHECK_EQUAL(x[i], to_bf16(wanted[i]));
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kInt8}) {
+    Batch batch(9, 96, 8);
+    std::vector<uint16_t> rounded;
+    for (float& v : batch.x) {
+      rounded.push_back(to_bf16(v));
+      v = from_bf16(rounded.back());
     }
+    const Case c(shape_of(format, 96, 64), batch);
+    for_each_way(format, [&](const KernelTable& table, Activation mode) {
+      const auto layer = layer_of(c, table, mode, options_of(2, 1));
+      const auto wanted = run(*layer, c.batch);
+      auto x = rounded;
+      auto args = args_of(c.batch, 0, 9, 96, nullptr);
+      args.dtype = Dtype::kBfloat16;
+      args.x = args.out = x.data();
+      layer->forward(args);
+      for (size_t i = 0; i < x.size(); ++i) CHECK_EQUAL(x[i], to_bf16(wanted[i]));
+    });
   }
+}
+
+TEST(results_are_added_to_what_is_there) {
+  const Case c(shape_of(WeightFormat::kInt8, 64, 96), Batch(9, 64, 8));
+  for_each_way(WeightFormat::kInt8, [&](const KernelTable& table, Activation mode) {
+    for (const size_t num_parts : {1, 2}) {
+      const auto layer = layer_of(c, table, mode, options_of(2, num_parts));
+      const auto alone = run(*layer, c.batch);
+      auto out = c.batch.x;
+      auto args = args_of(c.batch, 0, 9, 64, out.data());
+      args.accumulate = true;
+      layer->forward(args);
+      for (size_t i = 0; i < out.size(); ++i) CHECK_EQUAL(out[i], c.batch.x[i] + alone[i]);
+    }
+  });
+}
+
+TEST(nothing_chosen_adds_nothing) {
+  Batch batch(4, 64, 8);
+  batch.ids.assign(batch.ids.size(), -1);
+  const Case c(shape_of(WeightFormat::kBf16, 64, 32), batch);
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 1));
+  for (const float v : run(*layer, c.batch)) CHECK_EQUAL(v, 0.0f);
+  auto out = c.batch.x;
+  auto args = args_of(c.batch, 0, 4, 64, out.data());
+  args.accumulate = true;
+  layer->forward(args);
+  CHECK(out == c.batch.x);
 }
 
 // A copy that starts at a multiple of its elements' size and of nothing larger.
@@ -212,94 +303,130 @@ class Shifted {
 };
 
 TEST(callers_memory_may_lie_anywhere) {
-  constexpr size_t kTokens = 5;
-  for (const KernelTable* table : runnable_tables()) {
-    for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8}) {
-      const Case c = {table, format, Dtype::kFloat32, 96, 64};
-      const auto experts = experts_of(c);
-      const Batch batch(kTokens, c.hidden, 14);
-      const auto wanted = run(*layer_of(c, experts, options_of(2, 1), kTokens), batch, 0, kTokens);
-      const auto layer = layer_of(c, {}, options_of(2, 1), kTokens);
-      for (size_t e = 0; e < experts.size(); ++e) {
-        const size_t bytes = traits(format).element_bytes;
-        Shifted gate(experts[e].gate.stored, bytes), up(experts[e].up.stored, bytes);
-        Shifted down(experts[e].down.stored, bytes);
-        ExpertSource source = experts[e].source();
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kFp8, WeightFormat::kInt4}) {
+    const Case c(shape_of(format, 96, 64), Batch(5, 96, 14));
+    for_each_way(format, [&](const KernelTable& table, Activation mode) {
+      const auto wanted = run(*layer_of(c, table, mode, options_of(2, 1)), c.batch);
+      const auto layer = empty_layer(c, table, mode, options_of(2, 1));
+      for (size_t e = 0; e < kExperts; ++e) {
+        const size_t bytes = format == WeightFormat::kBf16 ? 2 : 1;
+        Shifted gate(c.experts[e].gate.stored, bytes), up(c.experts[e].up.stored, bytes);
+        Shifted down(c.experts[e].down.stored, bytes);
+        ExpertSource source = c.experts[e].source();
         source.gate = gate.as<void>();
         source.up = up.as<void>();
         source.down = down.as<void>();
         layer->set_expert(e, source);
       }
-      Shifted x(batch.x), ids(batch.ids), weights(batch.weights), out(wanted);
-      layer->forward({{kTokens, kTopK, ids.as<int32_t>(), weights.as<float>()},
+      Shifted x(c.batch.x), ids(c.batch.ids), weights(c.batch.weights), out(wanted);
+      layer->forward({{5, kTopK, ids.as<int32_t>(), weights.as<float>()},
                       Dtype::kFloat32,
                       x.as<void>(),
-                      out.as<void>()});
+                      out.as<void>(),
+                      false});
       CHECK(std::equal(wanted.begin(), wanted.end(), out.as<float>()));
-    }
+    });
   }
 }
 
 TEST(layers_share_a_pool_of_growing_scratch) {
-  const Case small = {runnable_tables().back(), WeightFormat::kBf16, Dtype::kFloat32, 32, 32};
-  const Case large = {runnable_tables().back(), WeightFormat::kFp8, Dtype::kBfloat16, 288, 160};
-  auto engine = std::make_shared<Engine>(options_of(2, 1), Dispatch{Isa::kAuto, small.table});
-  std::vector<std::unique_ptr<Layer>> layers;
-  for (const Case& c : {small, large}) {
-    layers.push_back(std::make_unique<Layer>(
-        engine, LayerShape{kExperts, c.hidden, c.inter, c.format}, c.mode, LayerLimits{20, kTopK}));
-    const auto experts = experts_of(c);
-    for (size_t e = 0; e < kExperts; ++e) layers.back()->set_expert(e, experts[e].source());
-  }
-  for (const Case& c : {large, small}) {
-    const Batch batch(20, c.hidden, 9);
-    Layer& layer = c.hidden == small.hidden ? *layers[0] : *layers[1];
-    check_close(c, experts_of(c), batch, run(layer, batch, 0, 20));
-  }
+  const KernelTable& table = *runnable_tables().back();
+  const Case small(shape_of(WeightFormat::kBf16, 32, 32), Batch(20, 32, 9));
+  const Case large(shape_of(WeightFormat::kInt4, 288, 160), Batch(33, 288, 9));
+  auto engine = std::make_shared<Engine>(options_of(2, 1), Dispatch{Isa::kAuto, &table});
+  const auto make = [&](const Case& c, Activation mode) {
+    auto layer = std::make_unique<Layer>(engine, c.shape, mode,
+                                         LayerLimits{c.batch.num_tokens, kTopK});
+    for (size_t e = 0; e < kExperts; ++e) layer->set_expert(e, c.experts[e].source());
+    return layer;
+  };
+  const auto first = make(small, Activation::kFloat32);
+  const auto second = make(large, Activation::kInt8);
+  check_close(large, Activation::kInt8, run(*second, large.batch));
+  check_close(small, Activation::kFloat32, run(*first, small.batch));
 }
 
-TEST(an_expert_may_be_replaced) {
-  const Case c = {runnable_tables()[0], WeightFormat::kBf16, Dtype::kFloat32, 64, 32};
-  auto experts = experts_of(c);
-  const auto layer = layer_of(c, experts, options_of(2, 1), 4);
+TEST(experts_are_replaced_cleared_and_set_again) {
+  Case c(shape_of(WeightFormat::kInt8, 64, 32), Batch(4, 64, 10));
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 1));
   const size_t num_bytes = layer->num_bytes();
   Random random(99);
-  experts[0] = random_expert(random, c.hidden, c.inter, c.format);
-  layer->set_expert(0, experts[0].source());
+  c.experts[0] = random_expert(random, c.shape);
+  c.compute();
+  layer->set_expert(0, c.experts[0].source());
   CHECK_EQUAL(layer->num_bytes(), num_bytes);
-  const Batch batch(4, c.hidden, 10);
-  check_close(c, experts, batch, run(*layer, batch, 0, 4));
+  check_close(c, Activation::kFloat32, run(*layer, c.batch));
+  layer->clear_expert(0);
+  layer->clear_expert(0);
+  CHECK_EQUAL(layer->num_bytes(), num_bytes / kExperts * (kExperts - 1));
+  CHECK_THROWS(run(*layer, c.batch), "that expert has no weights");
+  layer->set_expert(0, c.experts[0].source());
+  check_close(c, Activation::kFloat32, run(*layer, c.batch));
 }
 
-TEST(damaged_weights_are_refused_by_name) {
-  const Case c = {runnable_tables()[0], WeightFormat::kFp8, Dtype::kFloat32, 64, 32};
-  auto experts = experts_of(c);
-  const auto layer = layer_of(c, experts, options_of(1, 1), 4);
-  const Batch batch(4, c.hidden, 12);
-  const auto before = run(*layer, batch, 0, 4);
-  experts[2].up.stored[64 * 3 + 5] = std::byte{0xFF};
-  CHECK_THROWS(layer->set_expert(2, experts[2].source()),
-               "expert 2: up holds NaN at row 3, column 5");
-  experts[1].down.scales[0] = std::nanf("");
-  CHECK_THROWS(layer->set_expert(1, experts[1].source()), "expert 1: down scale 0");
-  CHECK(run(*layer, batch, 0, 4) == before);
+TEST(experts_come_out_as_they_went_in) {
+  for (const WeightFormat format :
+       {WeightFormat::kBf16, WeightFormat::kFp8, WeightFormat::kInt8, WeightFormat::kInt4}) {
+    const Case c(shape_of(format, 96, 160, format >= WeightFormat::kInt8 ? 64 : kChunkDepth),
+                 Batch(1, 96, 10));
+    for (const size_t num_parts : {1, 2, 3}) {
+      const auto layer =
+          layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(3, num_parts));
+      for (const Expert& expert : c.experts) {
+        Expert copy = expert;
+        for (Matrix* m : {&copy.gate, &copy.up, &copy.down}) {
+          std::fill(m->stored.begin(), m->stored.end(), std::byte{0x5A});
+          std::fill(m->scales.begin(), m->scales.end(), std::byte{0x5A});
+        }
+        layer->get_expert(static_cast<size_t>(&expert - c.experts.data()),
+                          {copy.gate.stored.data(), copy.up.stored.data(), copy.down.stored.data(),
+                           copy.gate.scales.data(), copy.up.scales.data(),
+                           copy.down.scales.data()});
+        CHECK(copy.gate.stored == expert.gate.stored && copy.gate.scales == expert.gate.scales);
+        CHECK(copy.up.stored == expert.up.stored && copy.up.scales == expert.up.scales);
+        CHECK(copy.down.stored == expert.down.stored && copy.down.scales == expert.down.scales);
+      }
+    }
+  }
+}
+
+TEST(only_what_is_set_comes_out) {
+  const Case c(shape_of(WeightFormat::kBf16, 64, 32), Batch(1, 64, 10));
+  const auto layer = empty_layer(c, *runnable_tables()[0], Activation::kFloat32, options_of(1, 1));
+  CHECK_THROWS(layer->get_expert(3, ExpertTarget{}), "expert 3 has no weights here");
+}
+
+TEST(damaged_weights_are_refused_and_not_set) {
+  Case c(shape_of(WeightFormat::kFp8, 64, 32), Batch(4, 64, 12));
+  c.batch.ids.assign(c.batch.ids.size(), 2);
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 1));
+  auto damaged = c.experts[2];
+  damaged.up.stored[64 * 3 + 5] = std::byte{0xFF};
+  CHECK_THROWS(layer->set_expert(2, damaged.source()), "expert 2");
+  CHECK_THROWS(run(*layer, c.batch), "that expert has no weights");
+  layer->set_expert(2, c.experts[2].source());
+  c.compute();
+  check_close(c, Activation::kFloat32, run(*layer, c.batch));
+}
+
+TEST(int8_activations_are_for_integer_weights) {
+  const Case c(shape_of(WeightFormat::kFp8, 64, 32), Batch(1, 64, 10));
+  CHECK_THROWS(empty_layer(c, *runnable_tables()[0], Activation::kInt8, options_of(1, 1)),
+               "int8 activations are for int8 and int4 weights");
 }
 
 TEST(bad_ids_are_refused_by_place) {
-  const Case c = {runnable_tables()[0], WeightFormat::kBf16, Dtype::kFloat32, 64, 32};
-  auto experts = experts_of(c);
-  experts.pop_back();
-  const auto layer = layer_of(c, experts, options_of(1, 1), 4);
-  Batch batch(4, c.hidden, 13);
+  Case c(shape_of(WeightFormat::kBf16, 64, 32), Batch(4, 64, 13));
+  c.experts.pop_back();
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(1, 1));
+  Batch& batch = c.batch;
   batch.ids.assign(batch.ids.size(), 0);
   batch.ids[4] = 5;
-  CHECK_THROWS(run(*layer, batch, 0, 4), "ids[1][1] = 5, but experts go from 0 to 4");
+  CHECK_THROWS(run(*layer, batch), "ids[1][1] = 5, but experts go from 0 to 4");
   batch.ids[4] = -2;
-  CHECK_THROWS(run(*layer, batch, 0, 4), "ids[1][1] = -2, but experts go from 0 to 4");
+  CHECK_THROWS(run(*layer, batch), "ids[1][1] = -2, but experts go from 0 to 4");
   batch.ids[4] = 4;
-  CHECK_THROWS(run(*layer, batch, 0, 4), "ids[1][1] = 4, but that expert has no weights");
-  batch.ids.assign(batch.ids.size(), -1);
-  for (const float v : run(*layer, batch, 0, 4)) CHECK_EQUAL(v, 0.0f);
+  CHECK_THROWS(run(*layer, batch), "ids[1][1] = 4, but that expert has no weights");
 }
 
 }  // namespace

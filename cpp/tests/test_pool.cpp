@@ -7,10 +7,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <filesystem>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "check.h"
 #include "error.h"
@@ -199,25 +202,85 @@ TEST(default_threads_fill_the_cores_or_the_quota) {
 }
 
 TEST(quotas_of_control_groups) {
-  CHECK_EQUAL(parse_cpu_max("max 100000"), size_t{0});
-  CHECK_EQUAL(parse_cpu_max("200000 100000"), size_t{2});
-  CHECK_EQUAL(parse_cpu_max("250000 100000"), size_t{3});
-  CHECK_EQUAL(parse_cpu_max("5000 100000"), size_t{1});
-  CHECK_EQUAL(parse_cpu_max(""), size_t{0});
+  CHECK_EQUAL(parse_quota("max 100000"), size_t{0});
+  CHECK_EQUAL(parse_quota("-1 100000"), size_t{0});
+  CHECK_EQUAL(parse_quota("200000 100000"), size_t{2});
+  CHECK_EQUAL(parse_quota("250000 100000"), size_t{3});
+  CHECK_EQUAL(parse_quota("5000 100000"), size_t{1});
+  CHECK_EQUAL(parse_quota(" "), size_t{0});
 }
+
+// The processors all threads of this process may use, given back when it ends.
+class Affinity {
+ public:
+  Affinity() {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+      const pid_t thread = std::stoi(entry.path().filename().string());
+      cpu_set_t mask;
+      CHECK_EQUAL(sched_getaffinity(thread, sizeof(mask), &mask), 0);
+      before_.emplace_back(thread, mask);
+    }
+  }
+  ~Affinity() {
+    for (const auto& [thread, mask] : before_) sched_setaffinity(thread, sizeof(mask), &mask);
+  }
+  void set(int cpu) const {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    for (const auto& [thread, mask] : before_) sched_setaffinity(thread, sizeof(one), &one);
+  }
+
+ private:
+  std::vector<std::pair<pid_t, cpu_set_t>> before_;
+};
 
 // A container's share of the machine is its affinity mask.
 TEST(only_processors_of_the_mask_count) {
-  cpu_set_t before;
-  CHECK_EQUAL(sched_getaffinity(0, sizeof(before), &before), 0);
-  const auto nodes = allowed_nodes();
-  const int cpu = nodes.back().cpus.back();
-  pin_to({cpu});
+  const int cpu = allowed_nodes().back().cpus.back();
+  const Affinity affinity;
+  affinity.set(cpu);
   const auto pinned = allowed_nodes();
-  CHECK_EQUAL(sched_setaffinity(0, sizeof(before), &before), 0);
   CHECK_EQUAL(pinned.size(), size_t{1});
   CHECK_EQUAL(pinned[0].cpus.size(), size_t{1});
   CHECK_EQUAL(pinned[0].cpus[0], cpu);
+}
+
+// As OpenMP does to the main thread while its other threads have the other processors.
+TEST(a_thread_that_is_bound_does_not_narrow_the_process) {
+  const auto before = allowed_nodes();
+  std::thread bound([&] {
+    pin_to({before.back().cpus.back()});
+    const auto nodes = allowed_nodes();
+    CHECK_EQUAL(nodes.size(), before.size());
+    CHECK_EQUAL(nodes[0].cpus.size(), before[0].cpus.size());
+  });
+  bound.join();
+}
+
+// Two pools of as many threads as there are cores, both at work: whoever waits sleeps, so that no
+// region takes longer than the work of both and the system's time slices.
+TEST(pools_share_a_machine) {
+  constexpr int kRegions = 200;
+  const auto spin_for = [](std::chrono::microseconds time) {
+    const auto until = std::chrono::steady_clock::now() + time;
+    while (std::chrono::steady_clock::now() < until) {
+    }
+  };
+  const auto drive = [&] {
+    Pool pool(parts_of_one_node(0, 1));
+    const size_t num_tasks = 2 * pool.num_threads();
+    for (int i = 0; i < kRegions; ++i) {
+      pool.parallel_for({num_tasks},
+                        [&](Pool::Place, size_t) { spin_for(std::chrono::microseconds(20)); });
+    }
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  std::thread other(drive);
+  drive();
+  other.join();
+  const auto time = std::chrono::steady_clock::now() - begin;
+  CHECK(time < kRegions * std::chrono::milliseconds(8));
 }
 
 }  // namespace

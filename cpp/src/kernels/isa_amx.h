@@ -1,165 +1,251 @@
-// AMX: tiles for many rows, and a vector kernel for few rows that adds in the very order of the
-// tile multiply, so that a row's sums do not depend on which of the two computed it.
+// AMX: every product of rows and panels with tiles, whatever the number of rows. A tile multiply
+// takes the same 16 cycles for 1 row as for 16 and reads weights at 64 bytes a cycle, several times
+// what memory gives: few rows wait for memory with tiles as they would with vectors, and one way of
+// computing means one result.
 //
-// The tile multiply TDPBF16PS takes 32 of depth: it sums the even and the odd products of each
-// column apart, adds the two sums, and adds that to the accumulator.
+// Sixteen rows times two panels make a block:
 //
-//   accumulators   tile 0 | tile 1     rows  0-15 of the block
-//   (16 x 16 fp32) tile 2 | tile 3     rows 16-31
-//   operands       tile 4: rows 0-15, tile 5: rows 16-31 of A (16 rows x 32 depths)
-//   weights        tile 6: columns 0-15, tile 7: columns 16-31 (16 pairs of depth x 16 columns)
+//   sums      tiles 0-3: 16 rows x 64 columns
+//   operands  tile 4: 16 rows x 64 bytes, read once for the stage and not again
+//   weights   tiles 5-7 in turn, from the first cache, where a stage of them stays for all rows
+//
+// That is five loads of 8 cycles for four multiplies of 16. Blocks of 32 rows x 32 columns would do
+// with four, but read twice the operands for the same work, 32 bytes a cycle from the second cache.
+//
+// Scaling the sums is nearly as much work for the vector units as multiplying is for the tiles, so
+// both run at once: while a span is multiplied, the span before it is added up and the next stage's
+// weights are decoded or fetched.
 #pragma once
+
+#include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
+#include "amx_fold.h"
+#include "amx_stage.h"
 #include "amx_tiles.h"
-#include "gemm.h"
-#include "isa_avx512.h"
+#include "kernel_table.h"
 
 namespace ktt {
 namespace {
 
-struct IsaAmx : IsaAvx512 {
-  static constexpr size_t kMaxRows = 4;     // three registers for each sum, see TileOrderDot
-  static constexpr size_t kSegment = 2048;  // longer: sums stay in their tiles meanwhile
+// Rows that do not lie behind one another are gathered by the kernel, for each stage again: 64
+// bytes for each row and step. For one block's rows that is at most 16 copies in a step's 64
+// cycles, and such a step waits some 500 cycles for its weights from memory. More rows are read by
+// several blocks' worth of steps for each byte of weights: gathering them once pays.
+inline constexpr size_t kMinTileRows = kTileRows + 1;
+
+// Memory of one call, all of it in the first cache.
+struct Workspace {
+  alignas(64) float sums[2][kSpanGroups * kTileRows * kMaxTilesAcross * kTileColumns];
+  alignas(64) std::byte rows[kMaxSteps * kTileBytes] = {};
 };
 
-inline constexpr size_t kTileRows = 16;
-inline constexpr size_t kBlockRows = 2 * kTileRows;
-inline constexpr size_t kMinTileRows = 4;
+// Readies the next stage in even shares between the steps of this one.
+template <class Stage>
+class Preparation {
+ public:
+  Preparation(Stage* next, size_t num_turns)
+      : next_(next), num_tiles_(next == nullptr ? 0 : next->num_tiles()), num_turns_(num_turns) {}
 
-// Few rows: the tile multiply's arithmetic in vectors.
-struct TileOrderDot {
-  using Isa = IsaAmx;
-  static constexpr size_t kMaxRows = Isa::kMaxRows;
-
-  template <class Format, size_t kRows>
-  static void run(const Segment<typename Format::Storage>& s) {
-    constexpr size_t kVectors = kPanelColumns / Isa::kLanes;
-    typename Isa::F32 part[kRows][kVectors];
-    for (auto& row : part) {
-      for (auto& v : row) v = Isa::zero();
-    }
-    const auto* w = s.weights;
-    for (size_t step = 0; step < s.num_steps; ++step, w += kStepElements) {
-      add_step<Format>(s, step, w, part);
-    }
-    fold<Isa>(part, s.scales, s.sums);
+  void take_turn() {
+    for (due_ += num_tiles_; due_ >= num_turns_; due_ -= num_turns_)
+      next_->ready_tile(num_ready_++);
   }
 
-  template <class Format, size_t kRows, size_t kVectors>
-  static inline void add_step(const Segment<typename Format::Storage>& s, size_t step,
-                              const typename Format::Storage* w,
-                              typename Isa::F32 (&part)[kRows][kVectors]) {
-    typename Isa::F32 even[kRows][kVectors];
-    typename Isa::F32 odd[kRows][kVectors];
-    for (size_t pair = 0; pair < kStepDepth / 2; ++pair) {
-#pragma GCC unroll 8
-      for (size_t v = 0; v < kVectors; ++v) {
-        const auto* at = w + pair_offset(v, Isa::kLanes, pair);
-        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetchElements), _MM_HINT_T0);
-        const auto pairs = Format::template load<Isa>(at);
-#pragma GCC unroll 16
-        for (size_t r = 0; r < kRows; ++r) {
-          const auto* a = static_cast<const uint16_t*>(s.rows[r]) + s.begin + step * kStepDepth;
-          const auto both = Isa::splat_pair(a + 2 * pair);
-          if (pair == 0) even[r][v] = odd[r][v] = Isa::zero();
-          even[r][v] = Isa::fma(Isa::even(pairs), Isa::even(both), even[r][v]);
-          odd[r][v] = Isa::fma(Isa::odd(pairs), Isa::odd(both), odd[r][v]);
-        }
-      }
-    }
-    for (size_t r = 0; r < kRows; ++r) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        part[r][v] = Isa::add(part[r][v], Isa::add(even[r][v], odd[r][v]));
-      }
-    }
-  }
+ private:
+  Stage* next_;
+  size_t num_tiles_;
+  size_t num_turns_;
+  size_t num_ready_ = 0;
+  size_t due_ = 0;  // in parts of a tile, num_turns_ to one
 };
 
-// sums = sums + scale * part for rows that tiles left in memory.
-inline void fold_rows(const float* part, size_t num_rows, const float* scales, float* sums) {
-  for (size_t r = 0; r < num_rows; ++r) {
-    IsaAmx::F32 row[1][2];
-    for (size_t v = 0; v < 2; ++v) {
-      row[0][v] = IsaAmx::load(part + r * kPanelColumns + v * IsaAmx::kLanes);
-    }
-    fold<IsaAmx>(row, scales, sums + r * kPanelColumns);
-  }
-}
-
-inline void multiply_one_tile_row(const char* a, size_t stride, const Segment<uint16_t>& s,
-                                  float* part) {
-  const uint16_t* w = s.weights;
+template <size_t kPanels>
+inline void zero_sums() {
   tiles::zero<0>();
   tiles::zero<1>();
-  for (size_t step = 0; step < s.num_steps; ++step, w += kStepElements) {
-    tiles::load<4>(a + step * kStepDepth * sizeof(uint16_t), stride);
-    tiles::load<6>(w, kTileBytesPerRow);
-    tiles::load<7>(w + kStepElements / 2, kTileBytesPerRow);
-    tiles::multiply<0, 4, 6>();
-    tiles::multiply<1, 4, 7>();
+  if constexpr (kPanels == 2) {
+    tiles::zero<2>();
+    tiles::zero<3>();
   }
-  tiles::store<0>(part, kPanelColumns * sizeof(float));
-  tiles::store<1>(part + kTileColumns, kPanelColumns * sizeof(float));
 }
 
-inline void multiply_two_tile_rows(const char* a, size_t stride, const Segment<uint16_t>& s,
-                                   float* part) {
-  const uint16_t* w = s.weights;
-  tiles::zero<0>();
-  tiles::zero<1>();
-  tiles::zero<2>();
-  tiles::zero<3>();
-  for (size_t step = 0; step < s.num_steps; ++step, w += kStepElements) {
-    const char* a_step = a + step * kStepDepth * sizeof(uint16_t);
-    tiles::load<6>(w, kTileBytesPerRow);
-    tiles::load<7>(w + kStepElements / 2, kTileBytesPerRow);
-    tiles::load<4>(a_step, stride);
-    tiles::load<5>(a_step + kTileRows * stride, stride);
-    tiles::multiply<0, 4, 6>();
-    tiles::multiply<1, 4, 7>();
-    tiles::multiply<2, 5, 6>();
-    tiles::multiply<3, 5, 7>();
+template <size_t kPanels>
+inline void store_sums(float* to) {
+  constexpr size_t kStride = kPanels * kPanelColumns * sizeof(float);
+  tiles::store<0>(to, kStride);
+  tiles::store<1>(to + kTileColumns, kStride);
+  if constexpr (kPanels == 2) {
+    tiles::store<2>(to + 2 * kTileColumns, kStride);
+    tiles::store<3>(to + 3 * kTileColumns, kStride);
   }
-  constexpr size_t kStride = kPanelColumns * sizeof(float);
-  tiles::store<0>(part, kStride);
-  tiles::store<1>(part + kTileColumns, kStride);
-  tiles::store<2>(part + kTileRows * kPanelColumns, kStride);
-  tiles::store<3>(part + kTileRows * kPanelColumns + kTileColumns, kStride);
 }
 
-// Many rows. The last block reads up to kRowPadding rows more than there are; each row of a tile
-// is a sum of its own, so what they hold does not matter.
-inline void multiply_tiles(size_t num_rows, const Segment<uint16_t>& s) {
-  alignas(64) float part[kBlockRows * kPanelColumns];
-  const char* a = static_cast<const char*>(s.rows[0]) + s.begin * sizeof(uint16_t);
-  for (size_t r = 0; r < num_rows; r += kBlockRows) {
-    const size_t left = num_rows - r;
-    if (left > kTileRows) {
-      multiply_two_tile_rows(a + r * s.row_stride, s.row_stride, s, part);
-    } else {
-      multiply_one_tile_row(a + r * s.row_stride, s.row_stride, s, part);
+template <class Tiles, size_t kPanels>
+inline void multiply_step(const std::byte* rows, size_t stride, const std::byte* const* weights) {
+  tiles::load<4>(rows, stride);
+  tiles::load<5>(weights[0], kTileBytesPerRow);
+  Tiles::template multiply<0, 4, 5>();
+  tiles::load<6>(weights[1], kTileBytesPerRow);
+  Tiles::template multiply<1, 4, 6>();
+  if constexpr (kPanels == 2) {
+    tiles::load<7>(weights[2], kTileBytesPerRow);
+    Tiles::template multiply<2, 4, 7>();
+    tiles::load<5>(weights[3], kTileBytesPerRow);
+    Tiles::template multiply<3, 4, 5>();
+  }
+}
+
+// One stage times all rows.
+template <class Stage, size_t kPanels>
+class Pass {
+ public:
+  Pass(const BlockTask& task, const Stage& stage, Stage* next, Workspace& workspace)
+      : task_(task),
+        stage_(stage),
+        workspace_(workspace),
+        preparation_(next, num_blocks(task) * stage.num_steps()) {}
+
+  void run() {
+    for (size_t row = 0; row < task_.num_rows; row += kTileRows) {
+      if (task_.row_stride == 0) gather(row);
+      for (size_t group = 0; group < stage_.num_groups(); group += kSpanGroups) {
+        multiply_span(row, group);
+      }
     }
-    fold_rows(part, left < kBlockRows ? left : kBlockRows, s.scales, s.sums + r * kPanelColumns);
+    fold_.advance(kTileRows);
   }
-}
 
-struct TileRows {
-  using Isa = IsaAmx;
+ private:
+  using Tiles = typename Stage::Tiles;
+  using Adder = Fold<Tiles, kPanels>;
 
-  template <class Format>
-  static void run(const PanelTask& task, const Segment<typename Format::Storage>& segment) {
-    if (task.row_stride == 0 || task.num_rows < kMinTileRows) {
-      VectorRows<TileOrderDot>::run<Format>(task, segment);
-    } else if constexpr (Format::kDecodes) {
-      multiply_tiles(task.num_rows, decoded<Isa, Format>(segment, task.decode));
-    } else {
-      multiply_tiles(task.num_rows, segment);
+  static size_t num_blocks(const BlockTask& task) {
+    return (task.num_rows + kTileRows - 1) / kTileRows;
+  }
+
+  size_t rows_from(size_t row) const {
+    const size_t left = task_.num_rows - row;
+    return left < kTileRows ? left : kTileRows;
+  }
+
+  // Tiles of operands as they are loaded; rows past the last one keep what they held.
+  void gather(size_t row) {
+    for (size_t r = 0; r < rows_from(row); ++r) {
+      const auto* from = static_cast<const std::byte*>(task_.rows[row + r]);
+      for (size_t s = 0; s < stage_.num_steps(); ++s) {
+        store_row(workspace_.rows + s * kTileBytes + r * kTileBytesPerRow,
+                  load_row(from + stage_.step(s).position * Tiles::kElementBytes));
+      }
     }
   }
+
+  void multiply_span(size_t row, size_t first) {
+    const size_t left = stage_.num_groups() - first;
+    const size_t num_groups = left < kSpanGroups ? left : kSpanGroups;
+    float* sums = workspace_.sums[is_odd_ ? 1 : 0];
+    size_t step = first == 0 ? 0 : stage_.group(first - 1).end;
+    const size_t num_steps = stage_.group(first + num_groups - 1).end - step;
+    const size_t share = (fold_.rows_left() + num_steps - 1) / num_steps;
+    for (size_t g = 0; g < num_groups; ++g) {
+      zero_sums<kPanels>();
+      for (; step < stage_.group(first + g).end; ++step) {
+        multiply(row, step);
+        fold_.advance(share);
+        preparation_.take_turn();
+      }
+      store_sums<kPanels>(sums + g * Adder::kGroupFloats);
+    }
+    fold_.begin(span(row, first, num_groups, sums));
+    is_odd_ = !is_odd_;
+  }
+
+  void multiply(size_t row, size_t index) {
+    const auto& step = stage_.step(index);
+    if (task_.row_stride == 0) {
+      multiply_step<Tiles, kPanels>(workspace_.rows + index * kTileBytes, kTileBytesPerRow,
+                                    step.tile);
+      return;
+    }
+    const auto* rows =
+        static_cast<const std::byte*>(task_.rows[row]) + step.position * Tiles::kElementBytes;
+    multiply_step<Tiles, kPanels>(rows, task_.row_stride, step.tile);
+    if (row + kTileRows < task_.num_rows) prefetch_rows(rows + kTileRows * task_.row_stride);
+  }
+
+  // The next block's: a few lines of each of many rows, which the processor does not foresee.
+  void prefetch_rows(const std::byte* rows) const {
+    for (size_t r = 0; r < kTileRows; ++r) {
+      _mm_prefetch(reinterpret_cast<const char*>(rows + r * task_.row_stride), _MM_HINT_T0);
+    }
+  }
+
+  Span span(size_t row, size_t first, size_t num_groups, const float* sums) const {
+    const size_t scale = (stage_.first_group() + first) * sizeof(float);
+    const size_t panel_stride = task_.num_rows * kPanelColumns;
+    return {sums,
+            &stage_.group(first),
+            num_groups,
+            task_.rows + row,
+            Tiles::kRowScales ? Int8Row::scales_offset(task_.depth) + scale : 0,
+            task_.sums + stage_.panel() * panel_stride + row * kPanelColumns,
+            panel_stride,
+            rows_from(row),
+            stage_.position() == 0 && first == 0};
+  }
+
+  const BlockTask& task_;
+  const Stage& stage_;
+  Workspace& workspace_;
+  Preparation<Stage> preparation_;
+  Adder fold_;
+  bool is_odd_ = false;
 };
+
+template <class Stage>
+inline void multiply_stage(const BlockTask& task, const Stage& stage, Stage* next,
+                           Workspace& workspace) {
+  if (stage.num_panels() == 2) {
+    Pass<Stage, 2>(task, stage, next, workspace).run();
+  } else {
+    Pass<Stage, 1>(task, stage, next, workspace).run();
+  }
+}
+
+// Plans what follows a stage: the same panels' next depths, else the next panels. False at the end.
+template <class Stage>
+inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
+  if (stage.end() < task.depth.size) {
+    next.plan(task, stage.panel(), stage.end());
+    return true;
+  }
+  const size_t panel = stage.panel() + stage.num_panels();
+  if (panel == task.num_panels) return false;
+  next.plan(task, panel, 0);
+  return true;
+}
+
+template <class Tiles, WeightFormat kFormat>
+void multiply_tiles(const BlockTask& task) {
+  using ThisStage = Stage<Tiles, kFormat>;
+  Workspace workspace;
+  ThisStage first(task.decode);
+  ThisStage second(task.decode + kStageDecodeBytes);
+  ThisStage* stage = &first;
+  ThisStage* next = &second;
+  stage->plan(task, 0, 0);
+  stage->ready_all();
+  while (plan_next(task, *stage, *next)) {
+    multiply_stage(task, *stage, next, workspace);
+    ThisStage* const done = stage;
+    stage = next;
+    next = done;
+  }
+  multiply_stage<ThisStage>(task, *stage, nullptr, workspace);
+}
 
 }  // namespace
 }  // namespace ktt

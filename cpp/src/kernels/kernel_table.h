@@ -14,8 +14,9 @@ namespace ktt {
 inline constexpr size_t kMaxRows = 256;    // rows of one call, a multiple of every row block
 inline constexpr size_t kMaxPanels = 8;    // panels of one call
 inline constexpr size_t kRowPadding = 32;  // rows that tile kernels may read past the last one
-// Scratch of one call: a chunk of a panel in the widest type that formats are decoded to.
-inline constexpr size_t kDecodeBytes = kChunkDepth * kPanelColumns * sizeof(float);
+// Scratch of one call: a chunk of two panels in the widest type that formats are decoded to. Vector
+// kernels decode one panel; tile kernels two at once and the next chunk beside, in half the width.
+inline constexpr size_t kDecodeBytes = 2 * kChunkDepth * kPanelColumns * sizeof(float);
 
 enum class Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1 };  // of x and out
 inline constexpr size_t kNumDtypes = 2;

@@ -1,0 +1,247 @@
+// A stage: as much of one or two neighbouring panels as stays in the first cache while all rows
+// pass, laid out as the list of tiles to multiply with. While one stage is multiplied the next one
+// is made ready tile by tile.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "amx_decode.h"
+#include "amx_tiles.h"
+#include "kernel_table.h"
+
+namespace ktt {
+namespace {
+
+inline constexpr size_t kTileRows = 16;
+inline constexpr size_t kTileBytes = kTileRows * kTileBytesPerRow;
+inline constexpr size_t kTilesOfPanel = 2;
+inline constexpr size_t kMaxTilesAcross = 2 * kTilesOfPanel;
+
+// The weights of a stage take at most 32 KiB of the first cache's 48, leaving room for the rows and
+// sums that stream by: eight steps where they are multiplied as they lie, four where they are
+// decoded, for then the next stage's are there as well.
+inline constexpr size_t kMaxSteps = 8;
+inline constexpr size_t kMaxDecodedSteps = 4;
+inline constexpr size_t kStageDecodeBytes = kMaxDecodedSteps * kMaxTilesAcross * kTileBytes;
+static_assert(2 * kStageDecodeBytes == kDecodeBytes);
+
+// Operands in bfloat16: 32 of depth in a tile, sums in fp32.
+struct PairTiles {
+  static constexpr size_t kDepth = 32;
+  static constexpr size_t kElementBytes = 2;
+  static constexpr bool kRowScales = false;
+  static constexpr WeightFormat kAsItLies = WeightFormat::kBf16;
+
+  template <class Unit>
+  static inline void decode(const std::byte* from, std::byte* to) {
+    Unit::to_pairs(from, to);
+  }
+  template <int kC, int kA, int kB>
+  static inline void multiply() {
+    tiles::multiply_pairs<kC, kA, kB>();
+  }
+  static inline __m512 sums(const float* part) { return _mm512_load_ps(part); }
+};
+
+// Operands in int8 with scales: 64 of depth in a tile, sums in int32.
+struct QuadTiles {
+  static constexpr size_t kDepth = 64;
+  static constexpr size_t kElementBytes = 1;
+  static constexpr bool kRowScales = true;
+  static constexpr WeightFormat kAsItLies = WeightFormat::kInt8;
+
+  template <class Unit>
+  static inline void decode(const std::byte* from, std::byte* to) {
+    Unit::to_quads(from, to);
+  }
+  template <int kC, int kA, int kB>
+  static inline void multiply() {
+    tiles::multiply_quads<kC, kA, kB>();
+  }
+  static inline __m512 sums(const float* part) {
+    return _mm512_cvtepi32_ps(_mm512_load_si512(part));
+  }
+};
+
+inline void prefetch_to_l2(const std::byte* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
+  }
+}
+
+// One tile's depth of every tile across.
+struct Step {
+  const std::byte* packed[kMaxTilesAcross];
+  const std::byte* tile[kMaxTilesAcross];  // what is multiplied with
+  std::byte* decoded;                      // the tiles, null where packed weights already are
+  size_t position;                         // in the slice's depth
+  size_t depth;                            // less than a whole tile's at a group's end
+};
+
+// Steps whose sums are scaled together.
+struct StageGroup {
+  size_t end;  // past its last step
+  alignas(64) float scales[kMaxTilesAcross * kTileColumns];
+};
+
+template <class Tiles_, WeightFormat kFormat>
+class Stage {
+ public:
+  using Tiles = Tiles_;
+
+  explicit Stage(std::byte* decoded) : decoded_(decoded) {}
+
+  // Takes as many whole groups from `position` of a panel's depth on as there is room for, so that
+  // what is summed before it is scaled depends on nothing but the slice's depth.
+  void plan(const BlockTask& task, size_t panel, size_t position) {
+    panel_ = panel;
+    position_ = position;
+    num_panels_ = task.num_panels - panel > 1 ? 2 : 1;
+    num_steps_ = num_decoded_ = num_groups_ = 0;
+    while (position < task.depth.size) {
+      const size_t end = group_end(task.depth, position);
+      if (!has_room(end - position)) break;
+      add_group(task, position, end);
+      position = end;
+    }
+    end_ = position;
+  }
+
+  // Tiles are readied in the order in which they are multiplied.
+  void ready_tile(size_t index) {
+    const size_t across = num_panels_ * kTilesOfPanel;
+    const Step& step = steps_[index / across];
+    const std::byte* packed = step.packed[index % across];
+    if constexpr (kDecodes || kHasShortSteps) {
+      if (step.decoded != nullptr) {
+        decode_tile(packed, step.depth, step.decoded + index % across * kTileBytes);
+        return;
+      }
+    }
+    prefetch_to_l2(packed, kTileBytes);
+  }
+
+  void ready_all() {
+    for (size_t i = 0; i < num_tiles(); ++i) ready_tile(i);
+  }
+
+  size_t num_tiles() const { return num_steps_ * num_panels_ * kTilesOfPanel; }
+  size_t num_steps() const { return num_steps_; }
+  const Step& step(size_t i) const { return steps_[i]; }
+  size_t num_groups() const { return num_groups_; }
+  const StageGroup& group(size_t i) const { return groups_[i]; }
+  size_t first_group() const { return first_group_; }  // among the slice's groups
+  size_t panel() const { return panel_; }
+  size_t num_panels() const { return num_panels_; }
+  size_t position() const { return position_; }
+  size_t end() const { return end_; }
+
+ private:
+  static constexpr Scales kScales = traits(kFormat).scales;
+  static constexpr bool kDecodes = kFormat != Tiles::kAsItLies;
+  static constexpr bool kHasShortSteps = Tiles::kDepth > kStepDepth;
+
+  static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+  static size_t group_end(const Depth& depth, size_t position) {
+    const size_t whole = depth.group - (depth.begin + position) % depth.group;
+    return least(position + whole, depth.size);
+  }
+
+  bool has_room(size_t depth) const {
+    const size_t steps = (depth + Tiles::kDepth - 1) / Tiles::kDepth;
+    const size_t decoded = kDecodes ? steps : steps - depth / Tiles::kDepth;
+    return num_steps_ + steps <= kMaxSteps && num_decoded_ + decoded <= kMaxDecodedSteps;
+  }
+
+  void add_group(const BlockTask& task, size_t position, size_t end) {
+    const size_t index =
+        (task.depth.begin + position) / task.depth.group - task.depth.begin / task.depth.group;
+    while (position < end) {
+      add_step(task, position, least(Tiles::kDepth, end - position));
+      position += Tiles::kDepth;
+    }
+    // Without scales the whole stage is one group.
+    if (kScales != Scales::kNone || num_groups_ == 0) add_scales(task, index);
+    groups_[num_groups_ - 1].end = num_steps_;
+  }
+
+  void add_scales(const BlockTask& task, size_t index) {
+    if (num_groups_ == 0) first_group_ = index;
+    float* scales = groups_[num_groups_++].scales;
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, scales += kTileColumns) {
+      const std::byte* panel = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
+      _mm512_store_ps(scales, tile_scales(panel, index, t % kTilesOfPanel));
+    }
+  }
+
+  static __m512 tile_scales(const std::byte* panel, size_t group, size_t tile) {
+    if constexpr (kScales == Scales::kNone) return _mm512_set1_ps(1.0f);
+    const std::byte* at = panel + group * kScaleRowBytes + tile * kScaleRowBytes / kTilesOfPanel;
+    if constexpr (kScales == Scales::kSquares) {
+      float scale;
+      __builtin_memcpy(&scale, at, sizeof(scale));
+      return _mm512_set1_ps(scale);
+    }
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+
+  void add_step(const BlockTask& task, size_t position, size_t depth) {
+    Step& step = steps_[num_steps_++];
+    step.position = position;
+    step.depth = depth;
+    step.decoded = nullptr;
+    if (kDecodes || depth < Tiles::kDepth) {
+      step.decoded = decoded_ + num_decoded_++ * kMaxTilesAcross * kTileBytes;
+    }
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
+      step.packed[t] = packed_tile(task, panel_ + t / kTilesOfPanel, t % kTilesOfPanel, position);
+      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
+    }
+  }
+
+  static const std::byte* packed_tile(const BlockTask& task, size_t panel, size_t tile,
+                                      size_t position) {
+    const size_t in_chunk = (task.depth.begin + position) % kChunkDepth;
+    const size_t chunk_begin = position - least(position, in_chunk);  // the first may be cut
+    const size_t chunk_end = least(position + (kChunkDepth - in_chunk), task.depth.size);
+    const size_t before =
+        chunk_begin * kPanelColumns + tile * (chunk_end - chunk_begin) * kTileColumns;
+    return task.weights + panel * task.panel_bytes +
+           weight_bytes(kFormat, before + (position - chunk_begin) * kTileColumns);
+  }
+
+  static void decode_tile(const std::byte* from, size_t depth, std::byte* to) {
+    constexpr size_t kFrom = weight_bytes(kFormat, kUnitDepth * kTileColumns);
+    constexpr size_t kTo = kUnitDepth * kTileColumns * Tiles::kElementBytes;
+    // Two stages of this panel ahead: the next stage is being decoded.
+    constexpr size_t kAhead =
+        weight_bytes(kFormat, kMaxDecodedSteps * Tiles::kDepth * kPanelColumns);
+    size_t d = 0;
+    for (; d < depth; d += kUnitDepth, from += kFrom, to += kTo) {
+      prefetch_to_l2(from + kAhead, kFrom);
+      Tiles::template decode<Unit<kFormat>>(from, to);
+    }
+    for (; d < Tiles::kDepth; d += kUnitDepth, to += kTo) {
+      for (size_t row = 0; row < kTo; row += 64) store_row(to + row, _mm512_setzero_si512());
+    }
+  }
+
+  static constexpr size_t kScaleRowBytes =
+      kScales == Scales::kSquares ? kTilesOfPanel * sizeof(float) : kPanelColumns * 2;
+
+  std::byte* decoded_;
+  size_t panel_, num_panels_;
+  size_t position_, end_;
+  size_t first_group_;
+  size_t num_steps_, num_decoded_, num_groups_;
+  Step steps_[kMaxSteps];
+  StageGroup groups_[kMaxSteps];
+};
+
+}  // namespace
+}  // namespace ktt

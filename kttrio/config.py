@@ -55,6 +55,26 @@ class ExpertConfig:
     kt_weight_path: Path | None = flag(
         None, "directory with the expert weights, when not the model's"
     )
+    kt_method: str = flag(
+        "auto",
+        "format of the expert weights; auto: the checkpoint's; int4, int8 or fp8 for bf16 or fp8 "
+        "weights quantises them while loading; AMXINT4 and AMXINT8 mean int4 and int8",
+        choices=("auto", "bf16", "fp8", "int8", "int4", "AMXINT8", "AMXINT4"),
+    )
+    kt_group_size: int | None = flag(
+        None,
+        "weights that share a scale where they are quantised; default: 64 in int4, 128 in int8",
+        choices=("32", "64", "128"),
+    )
+    kt_activation: str = flag(
+        "auto",
+        "what the expert products multiply; auto: float32 where the model runs in float32, else "
+        "int8 for int8 and int4 weights and bfloat16 for others",
+        choices=("auto", "float32", "bfloat16", "int8"),
+    )
+    kt_cache_dir: Path = flag(
+        Path("~/.cache/kttrio"), "where experts that were quantised while loading are kept"
+    )
     kt_cpuinfer: int | None = flag(
         None,
         "worker threads for the experts, over all pools; default: the cores we may use",

@@ -134,11 +134,19 @@ def _convert(item: Field[Any], hint: Any, text: str | bool) -> Any:
 
 def _value(name: str, kind: type[Any], text: str, metadata: Any) -> Any:
     choices = metadata.get("choices")
-    if choices and text not in choices:
-        raise ConfigError(f"{name}: {text!r} is none of {', '.join(choices)}")
+    if choices:
+        text = _choose(name, text, choices)
     if kind in (int, float):
         return _number(name, kind, text, metadata)
     return Path(text).expanduser() if kind is Path else text
+
+
+def _choose(name: str, text: str, choices: Sequence[str]) -> str:
+    """The choice that is meant, in whatever case it is written."""
+    for choice in choices:
+        if choice.casefold() == text.casefold():
+            return choice
+    raise ConfigError(f"{name}: {text!r} is none of {', '.join(choices)}")
 
 
 def _number(name: str, kind: type[Any], text: str, metadata: Any) -> Any:

@@ -1,14 +1,14 @@
 """The routed experts of a whole model: one thread pool, one format per layer, one owner.
 
-Reads the experts from a checkpoint into native memory and hands each layer its own. Placement on
+Takes the experts into native memory and hands each layer its own. Where they come from is told in
+source.py, in which format in formats.py. Placement on
 a device will be decided here as well; the blocks see only `Experts`.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol, cast
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,14 +16,12 @@ from torch import Tensor
 from kttrio import native
 from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.block import Experts
+from kttrio.experts.formats import Activation, ExpertPlan
 from kttrio.experts.host import HostExperts
 from kttrio.experts.routing import Routing
-from kttrio.weights.checkpoint import Checkpoint, CheckpointError
-from kttrio.weights.formats import base as formats
-from kttrio.weights.formats.base import Packed
-from kttrio.weights.loader import Countdown, ExpertWeights, check_parts
-
-log = logging.getLogger(__name__)
+from kttrio.experts.source import ExpertSource, Matrices
+from kttrio.weights.loader import Countdown, ExpertWeights
+from kttrio.weights.quantize import Target
 
 
 class Bank(Protocol):
@@ -66,29 +64,14 @@ def open_pool(config: ExpertConfig) -> native.Pool:
     )
 
 
-def check_experts(checkpoint: Checkpoint, weights: ExpertWeights) -> str:
-    """The format of a layer's experts; CheckpointError where tensors are wrong or formats mix."""
-    check_parts(checkpoint, weights.all_parts())
-    form = formats.stored_format(checkpoint, weights.gate.format(0))
-    for part in weights.all_parts():
-        other = formats.stored_format(checkpoint, part.name)
-        if other != form:
-            raise CheckpointError(
-                f"tensor {part.name!r} in {checkpoint.entry(part.name).file} is {other}, but "
-                f"{weights.gate.format(0)!r} is {form}: a layer's experts share one format"
-            )
-    return form
-
-
 class ExpertBank:
     """Owns the pool and every layer's experts until `close`."""
 
     def __init__(self, config: ExpertConfig, *, dtype: torch.dtype, limits: ExpertLimits) -> None:
-        self._activation = torch.float32 if dtype is torch.float32 else torch.bfloat16
+        self._dtype = torch.float32 if dtype is torch.float32 else torch.bfloat16
         self._limits = limits
         self._pool = open_pool(config)
         self._layers: list[HostExperts] = []
-        self._lossy = False
 
     @property
     def layers(self) -> Sequence[HostExperts]:
@@ -107,59 +90,35 @@ class ExpertBank:
         return self._pool.num_threads
 
     def load(
-        self, checkpoint: Checkpoint, maps: Iterable[ExpertWeights], countdown: Countdown
-    ) -> None:
-        """Read the experts of all layers, in order; `check_experts` has passed before."""
-        for weights in maps:
-            form = formats.stored_format(checkpoint, weights.gate.format(0))
-            layer = native.ExpertLayer(
-                self._pool,
-                num_experts=weights.num_experts,
-                hidden_size=weights.hidden_size,
-                intermediate_size=weights.intermediate_size,
-                weight_format=cast("Literal['bf16', 'fp8']", form),  # checked by the library
-                activation="float32" if self._activation is torch.float32 else "bfloat16",
-                max_tokens=self._limits.max_tokens,
-                max_top_k=self._limits.max_top_k,
-            )
-            self._layers.append(
-                HostExperts(layer, num_experts=weights.num_experts, dtype=self._activation)
-            )
-            for expert in range(weights.num_experts):
-                self._set_expert(layer, expert, checkpoint, weights)
-                parts = weights.parts(expert)
-                countdown.add(sum(checkpoint.entry(part.name).nbytes for part in parts))
-
-    def _set_expert(
         self,
-        layer: native.ExpertLayer,
-        expert: int,
-        checkpoint: Checkpoint,
-        weights: ExpertWeights,
+        plan: ExpertPlan,
+        maps: Sequence[ExpertWeights],
+        source: ExpertSource,
+        countdown: Countdown,
     ) -> None:
-        gate, up, down = (self._packed(checkpoint, part.name) for part in weights.parts(expert))
-        layer.set_expert(
-            expert,
-            gate=gate.data,
-            up=up.data,
-            down=down.data,
-            gate_scale=gate.scale,
-            up_scale=up.scale,
-            down_scale=down.scale,
-        )
-
-    def _packed(self, checkpoint: Checkpoint, name: str) -> Packed:
-        form = formats.find(formats.stored_format(checkpoint, name))
-        packed = form.load(checkpoint, name)
-        if packed.scale is not None or packed.data.dtype is torch.bfloat16:
-            return packed
-        rounded = form.quantize(packed.data)
-        if not self._lossy and not torch.equal(rounded.data.to(packed.data.dtype), packed.data):
-            self._lossy = True
-            log.warning(
-                "experts stored as %s (first: %s) are rounded to bfloat16", packed.data.dtype, name
+        """Take in the experts of all layers, in order."""
+        for index, weights in enumerate(maps):
+            layer = self._new_layer(weights, plan.held[index], plan.activations[index])
+            self._layers.append(
+                HostExperts(layer, num_experts=weights.num_experts, dtype=self._dtype)
             )
-        return rounded
+            for expert, matrices in enumerate(source.experts(index, countdown)):
+                _set_expert(layer, expert, matrices)
+
+    def _new_layer(
+        self, weights: ExpertWeights, held: Target, activation: Activation
+    ) -> native.ExpertLayer:
+        return native.ExpertLayer(
+            self._pool,
+            num_experts=weights.num_experts,
+            hidden_size=weights.hidden_size,
+            intermediate_size=weights.intermediate_size,
+            weight_format=held.form,
+            group_size=held.group,
+            activation=activation,
+            max_tokens=self._limits.max_tokens,
+            max_top_k=self._limits.max_top_k,
+        )
 
     def count_activations(self) -> Tensor:
         """From now on count how often each expert is chosen, into the tensor that is returned.
@@ -178,6 +137,19 @@ class ExpertBank:
             layer.close()
         self._layers.clear()
         self._pool.close()
+
+
+def _set_expert(layer: native.ExpertLayer, expert: int, matrices: Matrices) -> None:
+    gate, up, down = matrices
+    layer.set_expert(
+        expert,
+        gate=gate.data,
+        up=up.data,
+        down=down.data,
+        gate_scale=gate.scale,
+        up_scale=up.scale,
+        down_scale=down.scale,
+    )
 
 
 class Unloaded:

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 import kttrio.models as package
 from kttrio.config import ExpertConfig
-from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded, check_experts
+from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded
+from kttrio.experts.foreign import open_experts
+from kttrio.experts.formats import ExpertPlan, plan_experts
+from kttrio.experts.source import open_source
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError, read_json
-from kttrio.weights.formats import base as formats
 from kttrio.weights.loader import (
     Countdown,
     ExpertWeights,
@@ -175,8 +177,10 @@ class Estimate:
     shape: ModelShape
     dense_bytes: int
     expert_bytes: int
-    """As stored in their format; the kernels' padding comes on top."""
+    """In the format they are held in; the kernels' padding comes on top."""
     expert_format: str
+    """For people, as is the next."""
+    expert_activation: str
     cache_shape: CacheShape
 
 
@@ -210,52 +214,54 @@ def stored_dtype(raw: dict[str, Any]) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """An opened checkpoint that fits its config."""
+    """An opened checkpoint that fits its config and the flags."""
 
     blueprint: Blueprint
     dense: Checkpoint
     experts: Checkpoint  # the same one, or that of --kt-weight-path
     weights: list[Weight]
     expert_maps: list[ExpertWeights]
-    expert_format: str
+    plan: ExpertPlan
+
+
+def read_blueprint(directory: Path) -> Blueprint:
+    """What the checkpoint's config.json describes; CheckpointError where no family knows it."""
+    raw = read_config(directory)
+    return find_family(str(raw.get("model_type"))).parse(raw)
 
 
 @contextmanager
-def _opened(directory: Path, expert_path: Path | None) -> Iterator[_Source]:
+def _opened(directory: Path, config: ExpertConfig, dtype: torch.dtype) -> Iterator[_Source]:
     """Open and check everything, before a single weight is read."""
-    raw = read_config(directory)
-    blueprint = find_family(str(raw.get("model_type"))).parse(raw)
+    blueprint = read_blueprint(directory)
     weights, maps = list(blueprint.weight_map()), list(blueprint.expert_map())
+    path = config.kt_weight_path
     with ExitStack() as files:
         dense = files.enter_context(Checkpoint(directory))
-        experts = files.enter_context(Checkpoint(expert_path)) if expert_path else dense
+        experts = files.enter_context(open_experts(path, directory, maps[0])) if path else dense
         parts = [part for weight in weights for part in weight.parts]
         check_parts(dense, parts)
-        found = {check_experts(experts, layer) for layer in maps}
+        plan = plan_experts(config, experts, maps, dtype=dtype)
         known = {part.name for layer in maps for part in layer.all_parts()}
         check_names(dense, known | {part.name for part in parts}, blueprint.skipped)
-        yield _Source(blueprint, dense, experts, weights, maps, "+".join(sorted(found)))
+        yield _Source(blueprint, dense, experts, weights, maps, plan)
 
 
 def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> Estimate:
     """Check the whole checkpoint and say what it will need, reading headers only.
 
-    Raises CheckpointError as `load_model` would.
+    Raises CheckpointError and ConfigError as `load_model` would.
     """
-    with _opened(directory, experts.kt_weight_path) as source:
+    with _opened(directory, experts, dtype) as source:
         maps = source.expert_maps
         with torch.device("meta"):
             model = source.blueprint.build(Unloaded(len(maps)), dtype=dtype)
-        expert_bytes = sum(
-            formats.find(formats.stored_format(source.experts, part.name)).nbytes(part.shape)
-            for layer in maps
-            for part in layer.all_parts()
-        )
         return Estimate(
             shape=model.shape,
             dense_bytes=model.dense_bytes,
-            expert_bytes=expert_bytes,
-            expert_format=source.expert_format,
+            expert_bytes=source.plan.nbytes(maps),
+            expert_format=source.plan.format,
+            expert_activation=source.plan.activation,
             cache_shape=model.cache_shape(),
         )
 
@@ -271,19 +277,31 @@ def load_model(
     """Check and load a checkpoint, experts included.
 
     `dtype` float32 or bfloat16 is that of everything but the experts. `progress` hears of bytes
-    read. Raises CheckpointError before anything is read, ConfigError for impossible threads.
+    read. Raises CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
-    with _opened(directory, experts.kt_weight_path) as source:
-        maps, weights = source.expert_maps, source.weights
-        total = sum(stored_bytes(source.dense, weight.parts) for weight in weights)
-        total += sum(stored_bytes(source.experts, layer.all_parts()) for layer in maps)
-        countdown = Countdown(total, progress)
+    with _opened(directory, experts, dtype) as source, ExitStack() as undo:
         limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
-        with ExitStack() as undo:
-            bank = ExpertBank(experts, dtype=dtype, limits=limits)
-            undo.callback(bank.close)
-            bank.load(source.experts, maps, countdown)
-            model = source.blueprint.build(bank, dtype=dtype)
-            fill(model, source.dense, weights, countdown)
-            undo.pop_all()
-        return model.eval()
+        bank = ExpertBank(experts, dtype=dtype, limits=limits)
+        undo.callback(bank.close)
+        countdown = _load_experts(bank, source, experts, progress)
+        model = source.blueprint.build(bank, dtype=dtype)
+        fill(model, source.dense, source.weights, countdown)
+        undo.pop_all()
+    return model.eval()
+
+
+def _load_experts(
+    bank: ExpertBank, source: _Source, config: ExpertConfig, progress: Progress | None
+) -> Countdown:
+    """Fill the bank; the countdown goes on with the dense weights."""
+    with open_source(
+        source.plan,
+        source.experts,
+        source.expert_maps,
+        cache_dir=config.kt_cache_dir,
+        threads=bank.num_threads,
+    ) as experts:
+        dense_bytes = sum(stored_bytes(source.dense, weight.parts) for weight in source.weights)
+        countdown = Countdown(experts.nbytes + dense_bytes, progress)
+        bank.load(source.plan, source.expert_maps, experts, countdown)
+    return countdown

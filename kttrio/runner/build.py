@@ -63,7 +63,7 @@ def build_runner(
             num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
         )
         _touch(caches)
-        facts = _facts(loaded, plan, dtype=dtype, expert_format=estimate.expert_format)
+        facts = _facts(loaded, plan, dtype=dtype, estimate=estimate)
         capacity = _capacity(plan, loaded.vocab_size)
         runner = Runner(loaded, caches, capacity=capacity, device=device, facts=facts)
         undo.pop_all()
@@ -123,11 +123,12 @@ def _capacity(plan: MemoryPlan, vocab_size: int) -> Capacity:
 
 
 def _facts(
-    model: base.CausalLM, plan: MemoryPlan, *, dtype: torch.dtype, expert_format: str
+    model: base.CausalLM, plan: MemoryPlan, *, dtype: torch.dtype, estimate: base.Estimate
 ) -> dict[str, object]:
     return {
         "layers": f"{model.num_layers}, each with {model.num_experts} experts, {model.top_k} used",
-        "precision": f"{str(dtype).removeprefix('torch.')}, experts {expert_format}",
+        "precision": f"{str(dtype).removeprefix('torch.')}, experts {estimate.expert_format}",
+        "activations": f"{estimate.expert_activation} in the experts",
         "kernels": model.isa,
         "threads": model.num_threads,
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",

@@ -6,7 +6,7 @@ Knows files, names, shapes and dtypes; not what they mean to a model, nor quanti
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,26 +53,23 @@ class Entry(NamedTuple):
 class Checkpoint:
     """Header of every shard, read at once; the tensors themselves only by `read`.
 
-    A context manager: the files stay mapped until it ends.
+    A context manager: files stay mapped until it ends, or until `release`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, files: Iterable[Path] | None = None) -> None:
+        """`files`: only these, instead of those that belong to the directory's checkpoint."""
         self.directory = directory
         self.entries: dict[str, Entry] = {}
-        self._files: dict[Path, Any] = {}
-        self._open = ExitStack()
-        with ExitStack() as undo:
-            undo.callback(self._open.close)
-            for file, expected in _shards(directory).items():
-                self._add(file, expected)
-            undo.pop_all()
+        self._mapped: dict[Path, Any] = {}
+        shards = _shards(directory) if files is None else dict.fromkeys(files)
+        for file, expected in shards.items():
+            self._add(file, expected)
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._files.clear()
-        self._open.close()
+        self.release()
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -84,17 +81,23 @@ class Checkpoint:
         return self.entries[name]
 
     def read(self, name: str) -> Tensor:
-        """The tensor as stored, on the CPU."""
-        entry = self.entry(name)
-        tensor: Tensor = self._files[entry.file].get_tensor(name)
+        """The tensor as stored, on the CPU. May be called from several threads."""
+        file = self.entry(name).file
+        opened = self._mapped.get(file)
+        if opened is None:
+            opened = self._mapped.setdefault(file, _open(file))
+        tensor: Tensor = opened.get_tensor(name)
         return tensor
 
+    def release(self) -> None:
+        """Unmap the files: pages that were read count as this process's memory until then.
+
+        Tensors that are still held keep theirs; reading maps the file again.
+        """
+        self._mapped.clear()
+
     def _add(self, file: Path, expected: set[str] | None) -> None:
-        try:
-            opened = self._open.enter_context(safe_open(file, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
-        self._files[file] = opened
+        opened = _open(file)
         names = set(opened.keys())
         for name in sorted(names & self.entries.keys()):
             raise CheckpointError(
@@ -110,6 +113,13 @@ class Checkpoint:
                     f"tensor {name!r} in {file} has the unsupported dtype {view.get_dtype()}"
                 )
             self.entries[name] = Entry(file, tuple(view.get_shape()), dtype)
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
 def _shards(directory: Path) -> dict[Path, set[str] | None]:

@@ -81,12 +81,14 @@ def check_parts(checkpoint: Checkpoint, parts: Iterable[Part]) -> None:
     """Raise CheckpointError for the first part that is missing, misshapen or unreadable."""
     for part in parts:
         entry = checkpoint.entry(part.name)
-        if entry.shape != part.shape:
+        form = formats.find(formats.stored_format(checkpoint, part.name))
+        wanted = form.stored_shape(part.shape)
+        if entry.shape != wanted:
             raise CheckpointError(
                 f"tensor {part.name!r} in {entry.file} has shape {list(entry.shape)}; the config "
-                f"asks for {list(part.shape)}"
+                f"asks for {list(wanted)}"
             )
-        formats.find(formats.stored_format(checkpoint, part.name)).check(checkpoint, part.name)
+        form.check(checkpoint, part.name)
 
 
 def check_names(checkpoint: Checkpoint, known: set[str], skipped: tuple[str, ...]) -> None:
@@ -104,8 +106,13 @@ def check_names(checkpoint: Checkpoint, known: set[str], skipped: tuple[str, ...
 
 
 def stored_bytes(checkpoint: Checkpoint, parts: Iterable[Part]) -> int:
-    """Bytes of the parts themselves, without their scales."""
-    return sum(checkpoint.entry(part.name).nbytes for part in parts)
+    """Bytes of the parts and their scales."""
+    total = 0
+    for part in parts:
+        companion = formats.find(formats.stored_format(checkpoint, part.name)).COMPANION
+        names = {part.name, part.name + companion}
+        total += sum(checkpoint.entry(name).nbytes for name in names)
+    return total
 
 
 def fill(

@@ -25,6 +25,7 @@ def estimate(*, context=4096, per_token=1024, per_slot=1 << 20, dense=GIB, exper
         dense_bytes=dense,
         expert_bytes=experts,
         expert_format="bf16",
+        expert_activation="bfloat16",
         cache_shape=CacheShape(bytes_per_token=per_token, bytes_per_slot=per_slot),
     )
 

@@ -95,3 +95,19 @@ def test_an_absent_tensor_is_named(tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
     with Checkpoint(tmp_path) as checkpoint, pytest.raises(CheckpointError, match="'b' is missing"):
         checkpoint.read("b")
+
+
+def test_what_is_released_can_be_read_again(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    with Checkpoint(tmp_path) as checkpoint:
+        first = checkpoint.read("a")
+        checkpoint.release()
+        assert torch.equal(first, torch.ones(3))
+        assert torch.equal(checkpoint.read("a"), first)
+
+
+def test_single_files_can_be_named(tmp_path):
+    for name in ("one", "two"):
+        save_file({name: torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with Checkpoint(tmp_path, [tmp_path / "two.safetensors"]) as checkpoint:
+        assert set(checkpoint.entries) == {"two"}

@@ -41,7 +41,7 @@ PARTS = [part for weight in WEIGHTS for part in weight.parts]
 
 @pytest.fixture
 def directory(tmp_path):
-    packed = fp8.quantize(torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+    packed = fp8.quantize(torch.tensor([[3.0, 4.0], [5.0, 6.0]]), 128)
     tensors = {
         "one": torch.tensor([[1.0, 2.0]]).bfloat16(),
         "two": packed.data,
@@ -61,7 +61,7 @@ def test_fill_joins_dequantises_and_arranges(directory):
     assert module.norm.tolist() == [1.5, 0.5]
     expected = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     torch.testing.assert_close(module.both.data, expected, rtol=0.07, atol=0)
-    assert heard == [(8, 16), (16, 16)]
+    assert heard == [(12, 20), (20, 20)]
 
 
 def test_fill_demands_a_weight_for_every_parameter(directory):

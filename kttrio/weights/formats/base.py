@@ -13,11 +13,13 @@ from torch import Tensor
 import kttrio.weights.formats as package
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
 
+PLAIN = "bf16"
+
 
 class Packed(NamedTuple):
     """One matrix as its format stores it."""
 
-    data: Tensor  # [out, in]
+    data: Tensor  # [out, in]; int4 holds two to a byte: [out, in / 2]
     scale: Tensor | None = None  # as the format says
 
 
@@ -25,14 +27,28 @@ class Format(Protocol):
     """A module of this folder."""
 
     COMPANION: str
-    """Suffix of a second tensor that marks the format; empty for plain weights."""
+    """Suffix of a second tensor, the scales; empty for plain weights."""
+    GROUPS: tuple[int, ...]
+    """How many weights along a row may share a scale, the usual number first; 0: no scales."""
 
-    def nbytes(self, shape: tuple[int, ...]) -> int:
+    def claims(self, checkpoint: Checkpoint, name: str) -> bool:
+        """Whether the stored matrix is of this format. Plain weights are what nobody claims."""
+        ...
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored tensor of a matrix."""
+        ...
+
+    def nbytes(self, shape: tuple[int, ...], group: int) -> int:
         """Memory of one matrix."""
         ...
 
     def check(self, checkpoint: Checkpoint, name: str) -> None:
         """Raise CheckpointError where the stored tensors cannot be this format."""
+        ...
+
+    def group_sizes(self, checkpoint: Checkpoint, name: str) -> frozenset[int]:
+        """Those of GROUPS that a checked matrix may have been made with."""
         ...
 
     def load(self, checkpoint: Checkpoint, name: str) -> Packed:
@@ -41,7 +57,9 @@ class Format(Protocol):
 
     def dequantize(self, packed: Packed, dtype: torch.dtype) -> Tensor: ...
 
-    def quantize(self, weight: Tensor) -> Packed: ...
+    def quantize(self, weight: Tensor, group: int) -> Packed:
+        """`group` is one of GROUPS."""
+        ...
 
 
 @cache
@@ -60,15 +78,14 @@ def find(name: str) -> Format:
 
 
 @cache
-def companions() -> dict[str, str]:
-    """Suffix of the second tensor -> format, for the formats that have one."""
-    marks = {name: find(name).COMPANION for name in names()}
-    return {suffix: name for name, suffix in marks.items() if suffix}
+def companions() -> frozenset[str]:
+    """Suffixes of second tensors."""
+    return frozenset(find(name).COMPANION for name in names()) - {""}
 
 
 def stored_format(checkpoint: Checkpoint, name: str) -> str:
-    """The format of one stored matrix: decided tensor by tensor, by its companion."""
-    for suffix, form in companions().items():
-        if name + suffix in checkpoint:
+    """The format of one stored matrix: decided tensor by tensor, by dtype and companion."""
+    for form in names():
+        if find(form).claims(checkpoint, name):
             return form
-    return "bf16"
+    return PLAIN

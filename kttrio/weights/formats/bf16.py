@@ -9,11 +9,20 @@ from kttrio.weights.checkpoint import Checkpoint, CheckpointError
 from kttrio.weights.formats.base import Packed
 
 COMPANION = ""
+GROUPS = (0,)
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def nbytes(shape: tuple[int, ...]) -> int:
-    return 2 * torch.Size(shape).numel()
+def claims(_checkpoint: Checkpoint, _name: str) -> bool:
+    return False
+
+
+def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
+
+
+def nbytes(shape: tuple[int, ...], _group: int) -> int:
+    return torch.bfloat16.itemsize * torch.Size(shape).numel()
 
 
 def check(checkpoint: Checkpoint, name: str) -> None:
@@ -25,6 +34,10 @@ def check(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
+def group_sizes(_checkpoint: Checkpoint, _name: str) -> frozenset[int]:
+    return frozenset(GROUPS)
+
+
 def load(checkpoint: Checkpoint, name: str) -> Packed:
     """The tensor as stored; `quantize` rounds it where only bfloat16 will do."""
     return Packed(checkpoint.read(name))
@@ -34,5 +47,5 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     return packed.data.to(dtype)
 
 
-def quantize(weight: Tensor) -> Packed:
+def quantize(weight: Tensor, _group: int) -> Packed:
     return Packed(weight.to(torch.bfloat16))

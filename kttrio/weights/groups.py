@@ -1,0 +1,73 @@
+"""Scale groups along a row: what the integer formats share.
+
+A row's columns are cut into groups of 32, 64 or 128, the last one maybe shorter; the weights of a
+group share one bfloat16 scale. Codes are always chosen against the scale as it is stored.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+
+SIZES = (32, 64, 128)
+COMPANION = "_scale"
+_TINY = 1e-30  # below, a quotient by the scale would leave the range of float32
+
+
+def num_groups(columns: int, group: int) -> int:
+    return -(-columns // group)
+
+
+def sizes_of(columns: int, found: int) -> frozenset[int]:
+    """The group sizes with which `columns` make `found` groups; short rows leave several."""
+    return frozenset(size for size in SIZES if num_groups(columns, size) == found)
+
+
+def scale_bytes(shape: tuple[int, ...], group: int) -> int:
+    rows, columns = shape
+    return torch.bfloat16.itemsize * rows * num_groups(columns, group)
+
+
+def check_scale(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> None:
+    """Raise CheckpointError unless the matrix of that shape has a scale for each group."""
+    scale = checkpoint.entry(name + COMPANION)
+    rows, columns = shape
+    fits = len(scale.shape) == 2 and scale.shape[0] == rows and sizes_of(columns, scale.shape[1])
+    if not fits:
+        raise CheckpointError(
+            f"tensor {name + COMPANION!r} in {scale.file} has shape {list(scale.shape)}, which is "
+            f"not one scale for 32, 64 or 128 weights along a row of {list(shape)}"
+        )
+    if scale.dtype is not torch.bfloat16:
+        raise CheckpointError(
+            f"tensor {name + COMPANION!r} in {scale.file} is {scale.dtype}, not bfloat16"
+        )
+
+
+def fold(weight: Tensor, group: int) -> Tensor:
+    """[rows, columns] -> [rows, groups, group] float32; a short last group is filled with zeros."""
+    rows, columns = weight.shape
+    padding = -columns % group
+    whole = F.pad(weight, (0, padding)) if padding else weight
+    return whole.float().view(rows, -1, group)
+
+
+def unfold(codes: Tensor, columns: int) -> Tensor:
+    """The inverse of `fold`, without the filling."""
+    return codes.flatten(1)[:, :columns]
+
+
+def storable(scale: Tensor) -> Tensor:
+    """The scale as bfloat16 holds it, in float32, and never so small that it cannot divide."""
+    rounded = scale.to(torch.bfloat16).float()
+    return torch.where(rounded.abs() < _TINY, 1.0, rounded)
+
+
+def multiply(codes: Tensor, scale: Tensor) -> Tensor:
+    """codes [rows, columns] times scale [rows, groups], in float32."""
+    columns = codes.shape[1]
+    size = max(sizes_of(columns, scale.shape[1]))
+    return unfold(fold(codes, size).mul(scale.float().unsqueeze(-1)), columns)

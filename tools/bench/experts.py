@@ -19,9 +19,9 @@ from rich.progress import Progress
 from kttrio.cli.flags import parse_flags
 from kttrio.config import flag
 from kttrio.native import NativeError, Pool
+from kttrio.weights.formats.base import find
 from tools.bench.cells import Cell, report_cells
 from tools.bench.layers import (
-    GROUPS,
     NUM_DISTINCT,
     SHAPES,
     Expert,
@@ -31,7 +31,7 @@ from tools.bench.layers import (
 )
 from tools.bench.limits import Limits, peak_name
 
-FORMATS = tuple(GROUPS)
+FORMATS = ("bf16", "fp8", "int8", "int4")
 ACTIVATIONS = ("float32", "bfloat16", "int8")
 INT_FORMATS = ("int8", "int4")  # of weights; these also take int8 activations
 NUM_ROUTINGS = 16
@@ -49,7 +49,7 @@ class ExpertsConfig:
         (), "what is multiplied; default: the fastest of each format", choices=ACTIVATIONS
     )
     group_size: int | None = flag(
-        None, "weights with one scale, of int8 and int4; default: 128 and 64", least=32, most=128
+        None, "weights with one scale, of int8 and int4; default: the usual of each", least=1
     )
     tokens: tuple[int, ...] = flag((1, 4, 16, 64, 256, 1024), "tokens of a forward", least=1)
     threads: int | None = flag(None, "workers; default: the cores this process may use", least=1)
@@ -111,7 +111,8 @@ def chosen_modes(config: ExpertsConfig) -> Iterator[Mode]:
     """Of every format the activations that were asked for and that it has."""
     for weight_format in config.formats:
         is_int = weight_format in INT_FORMATS
-        group_size = config.group_size if is_int and config.group_size else GROUPS[weight_format]
+        usual = find(weight_format).GROUPS[0]
+        group_size = config.group_size if is_int and config.group_size else usual
         for activation in config.activation or ("int8" if is_int else "bfloat16",):
             if activation == "int8" and not is_int:
                 continue

@@ -1,7 +1,4 @@
-"""Expert layers with random weights, routings for them, and what they ought to compute.
-
-Weights are drawn in their format, not quantised: what is measured is the library, given weights.
-"""
+"""Expert layers with random weights, routings for them, and what they ought to compute."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from kttrio.native import ExpertLayer, Pool
+from kttrio.weights.formats.base import find
 
-NUM_DISTINCT = 4  # experts that are drawn; a layer's others repeat them, in memory of their own
-BLOCK = 128  # weights along each side of an fp8 scale's square
-SPREADS = {"bf16": 1.0, "fp8": 64.0, "int8": 32.0, "int4": 2.0}  # of the stored values
-GROUPS = {"bf16": 0, "fp8": BLOCK, "int8": 128, "int4": 64}  # weights with one scale, by default
+NUM_DISTINCT = 2  # experts that are drawn; a layer's others repeat them, in memory of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,73 +39,31 @@ SHAPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """One matrix as a checkpoint has it."""
-
-    weight_format: str
-    data: Tensor  # [rows, columns]; two int4 to a byte
-    scale: Tensor | None = None  # fp8: a square each; int8, int4: `group` weights of a row each
-    group: int = 0
-
-    def floats(self) -> Tensor:
-        """The same weights in fp32."""
-        values = self.data
-        if self.weight_format == "int4":
-            values = torch.stack((values & 15, values >> 4), dim=-1).flatten(1).float() - 8
-        values = values.float()
-        if self.scale is None:
-            return values
-        rows, columns = values.shape
-        scale = self.scale.float()
-        if self.weight_format == "fp8":
-            scale = scale.repeat_interleave(BLOCK, 0)[:rows]
-        return values * scale.repeat_interleave(self.group, 1)[:, :columns]
-
-
-def draw_matrix(weight_format: str, rows: int, columns: int, group: int) -> Matrix:
-    """Normal weights that keep the size of what they multiply; no two scales are the same."""
-    spread = SPREADS[weight_format]
-    values = torch.randn(rows, columns) * spread
-    if weight_format == "bf16":
-        return Matrix("bf16", (values * columns**-0.5).to(torch.bfloat16))
-    num_groups = -(-columns // group)
-    if weight_format == "fp8":
-        scale = _scales(-(-rows // BLOCK), num_groups, columns**-0.5 / spread)
-        return Matrix("fp8", values.to(torch.float8_e4m3fn), scale, group)
-    scale = _scales(rows, num_groups, columns**-0.5 / spread).to(torch.bfloat16)
-    if weight_format == "int8":
-        return Matrix("int8", values.round_().clamp_(-127, 127).to(torch.int8), scale, group)
-    codes = (values.round_().clamp_(-8, 7) + 8).to(torch.uint8)
-    return Matrix("int4", codes[:, ::2] | codes[:, 1::2] << 4, scale, group)
-
-
-def _scales(rows: int, columns: int, middle: float) -> Tensor:
-    return (0.5 + torch.rand(rows, columns)) * middle
-
-
 class Expert:
-    """The three matrices of an expert."""
+    """One expert of normal weights that keep the size of what they multiply, in a weight format."""
 
-    def __init__(self, shape: Shape, weight_format: str, group: int) -> None:
+    def __init__(self, shape: Shape, weight_format: str, group_size: int) -> None:
+        self.weight_format, self.group_size = weight_format, group_size
+        self._format = find(weight_format)
         wide = (shape.intermediate_size, shape.hidden_size)
-        self.gate = draw_matrix(weight_format, *wide, group)
-        self.up = draw_matrix(weight_format, *wide, group)
-        self.down = draw_matrix(weight_format, *reversed(wide), group)
+        self._matrices = {
+            name: self._format.quantize(torch.randn(rows, columns) * columns**-0.5, group_size)
+            for name, (rows, columns) in {"gate": wide, "up": wide, "down": wide[::-1]}.items()
+        }
 
     def tensors(self) -> dict[str, Tensor | None]:
         """By the names that ExpertLayer.set_expert has for them."""
-        matrices = {"gate": self.gate, "up": self.up, "down": self.down}
-        data = {name: matrix.data for name, matrix in matrices.items()}
-        return {**data, **{f"{name}_scale": matrix.scale for name, matrix in matrices.items()}}
+        data = {name: matrix.data for name, matrix in self._matrices.items()}
+        return {**data, **{f"{name}_scale": m.scale for name, m in self._matrices.items()}}
 
     @cached_property
-    def floats(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.gate.floats(), self.up.floats(), self.down.floats()
+    def _floats(self) -> tuple[Tensor, ...]:
+        dequantize = self._format.dequantize
+        return tuple(dequantize(matrix, torch.float32) for matrix in self._matrices.values())
 
     def forward(self, x: Tensor) -> Tensor:
-        """In fp32."""
-        gate, up, down = self.floats
+        """In fp32, with the weights that the library was given."""
+        gate, up, down = self._floats
         return (silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
@@ -170,14 +123,14 @@ class RotatingLayers:
         self._turn = 0
 
     def _new_layer(self, pool: Pool, activation: str, max_tokens: int) -> ExpertLayer:
-        matrix = self._experts[0].gate
+        expert = self._experts[0]
         layer = ExpertLayer(
             pool,
             num_experts=self._shape.num_experts,
             hidden_size=self._shape.hidden_size,
             intermediate_size=self._shape.intermediate_size,
-            weight_format=matrix.weight_format,
-            group_size=matrix.group,
+            weight_format=expert.weight_format,
+            group_size=expert.group_size,
             activation=activation,
             max_tokens=max_tokens,
             max_top_k=self._shape.top_k,

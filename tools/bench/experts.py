@@ -49,7 +49,9 @@ class ExpertsConfig:
         (), "what is multiplied; default: the fastest of each format", choices=ACTIVATIONS
     )
     group_size: int | None = flag(
-        None, "weights with one scale, of int8 and int4; default: the usual of each", least=1
+        None,
+        "weights with one scale, of int8 and int4; default: the usual of each",
+        choices=("32", "64", "128"),
     )
     tokens: tuple[int, ...] = flag((1, 4, 16, 64, 256, 1024), "tokens of a forward", least=1)
     threads: int | None = flag(None, "workers; default: the cores this process may use", least=1)

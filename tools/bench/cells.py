@@ -51,7 +51,9 @@ def report_cells(cells: Sequence[Cell], console: Console) -> None:
 
 def new_table(title: str, cells: Sequence[Cell]) -> Table:
     caption = "ms; GB/s of experts touched and share of what is read; T(FL)OP/s and share of peak"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False
+    )
     table.add_column("tokens")
     tokens = sorted({cell.tokens for cell in cells})
     for num_tokens in tokens:

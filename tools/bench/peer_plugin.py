@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +26,7 @@ from kttrio.native import ExpertLayer, Pool
 from kttrio.weights.formats.base import Packed, find
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(NamedTuple):  # dataclasses want their module in sys.modules; a plugin's is not there
     """How a backend stores and multiplies."""
 
     weight_format: str

@@ -150,7 +150,8 @@ void Job::wait_until_idle() const {
 }
 
 bool Job::is_ready() const {
-  return ready_ == nullptr || has_reached(__atomic_load_n(ready_, __ATOMIC_ACQUIRE), num_submitted_);
+  return ready_ == nullptr ||
+         has_reached(__atomic_load_n(ready_, __ATOMIC_ACQUIRE), num_submitted_);
 }
 
 // In the dispatching thread. The state is the last that is touched: the job may be gone then.
@@ -175,9 +176,9 @@ void Job::forward() const {
   if (num_tokens_ != nullptr) {
     const int32_t num_tokens = __atomic_load_n(num_tokens_, __ATOMIC_RELAXED);
     if (num_tokens < 0 || static_cast<size_t>(num_tokens) > args.choices.num_tokens) {
-      throw Error(ErrorCode::kInvalidArgument,
-                  "num_tokens is " + std::to_string(num_tokens) + ", but this job takes from 0 to " +
-                      std::to_string(args.choices.num_tokens));
+      throw Error(ErrorCode::kInvalidArgument, "num_tokens is " + std::to_string(num_tokens) +
+                                                   ", but this job takes from 0 to " +
+                                                   std::to_string(args.choices.num_tokens));
     }
     args.choices.num_tokens = static_cast<size_t>(num_tokens);
   }

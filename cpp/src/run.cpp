@@ -49,8 +49,8 @@ Layer::Run::Run(Layer& layer, const ForwardArgs& args)
       x_row_(hidden_ * dtype_bytes(args.dtype)),
       convert_(kernels_.convert[static_cast<size_t>(args.dtype)]),
       multiply_(kernels_.multiply[static_cast<size_t>(layer.shape_.format)]),
-      finish_((args.accumulate ? table_.finish_add
-                               : table_.finish)[static_cast<size_t>(args.dtype)]) {}
+      finish_(
+          (args.accumulate ? table_.finish_add : table_.finish)[static_cast<size_t>(args.dtype)]) {}
 
 void Layer::Run::forward() {
   groups_.group(args_.choices, layer_.is_set_);
@@ -98,8 +98,7 @@ void Layer::Run::make_operands() {
   }
   std::fill(scratch_.counts.begin(), scratch_.counts.end(), 0);
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const auto [begin, end] =
-        share(ceil_div(num_tokens_, kTokensPerTask), part, pool_.num_parts());
+    const auto [begin, end] = share(ceil_div(num_tokens_, kTokensPerTask), part, pool_.num_parts());
     scratch_.counts[part] = end - begin;
   }
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
@@ -152,15 +151,16 @@ void Layer::Run::multiply(Pool::Place place, const Panels& panels, size_t first,
 void Layer::Run::run_gate_up() {
   const auto& chunks = groups_.chunks();
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const Panels panels = layer_.slices_[part].gate_up(0);
+    const ExpertSlice& slice = layer_.slices_[part];
+    const size_t num_panels = slice.num_gate_up_panels();
     Scratch::Part& scratch = scratch_.parts[part];
-    cut_by_chunks({pool_.num_threads(part), panels.count, panels.panel_bytes, kernels_.num_panels,
-                   std::max<size_t>(panels.count, 1)},
+    cut_by_chunks({pool_.num_threads(part), num_panels, slice.gate_up_panel_bytes(),
+                   kernels_.num_panels, std::max<size_t>(num_panels, 1)},
                   chunks, scratch.tasks);
     scratch_.counts[part] = scratch.tasks.size();
     if (!kernels_.quantizes) continue;
     for (size_t c = 0; c < chunks.size(); ++c) {
-      scratch.open_panels[c].store(static_cast<uint32_t>(panels.count), std::memory_order_relaxed);
+      scratch.open_panels[c].store(static_cast<uint32_t>(num_panels), std::memory_order_relaxed);
     }
   }
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
@@ -223,10 +223,10 @@ void Layer::Run::run_down() {
     const ExpertSlice& slice = layer_.slices_[part];
     const size_t num_panels = slice.num_down_panels();
     const size_t most = is_whole ? panels_of_totals(num_tokens_) : num_panels;
-    cut_by_panels({pool_.num_threads(part), num_panels,
-                   slice.down_panel_bytes() * groups_.active().size(), kernels_.num_panels,
-                   std::clamp<size_t>(most, 1, std::max<size_t>(num_panels, 1))},
-                  scratch_.parts[part].tasks);
+    cut_by_panels(
+        {pool_.num_threads(part), num_panels, slice.down_panel_bytes(), kernels_.num_panels,
+         std::clamp<size_t>(most, 1, std::max<size_t>(num_panels, 1))},
+        groups_.chunks(), scratch_.parts[part].tasks);
     scratch_.counts[part] = scratch_.parts[part].tasks.size();
   }
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {

@@ -16,8 +16,7 @@ class Shares {
  public:
   Shares(const Cut& cut, size_t total_cost)
       : cut_(cut),
-        least_(std::clamp<size_t>(kLeastTaskBytes / std::max<size_t>(cut.panel_bytes, 1), 1,
-                                  cut.most)),
+        least_cost_(kLeastTaskBytes * kRowsWorthOfReading / std::max<size_t>(cut.panel_bytes, 1)),
         cost_left_(total_cost) {}
 
   // How many of `available` panels the next task takes.
@@ -30,13 +29,14 @@ class Shares {
  private:
   size_t wanted(size_t cost_of_panel) const {
     if (cut_.num_threads == 1) return cut_.most;
-    const size_t share = cost_left_ / (kSharesPerThread * cut_.num_threads) / cost_of_panel;
-    const size_t count = std::clamp(share, least_, cut_.most);
+    const size_t share = cost_left_ / (kSharesPerThread * cut_.num_threads);
+    const size_t count =
+        std::clamp<size_t>(std::max(share, least_cost_) / cost_of_panel, 1, cut_.most);
     return count < cut_.per_call ? count : count / cut_.per_call * cut_.per_call;
   }
 
   const Cut& cut_;
-  const size_t least_;
+  const size_t least_cost_;
   size_t cost_left_;
 };
 
@@ -53,17 +53,20 @@ void cut_by_chunks(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
   for (size_t c = 0; c < chunks.size(); ++c) {
     for (size_t first = 0, count; first < cut.num_panels; first += count) {
       count = shares.take(cut.num_panels - first, cost_of_panel(chunks[c]));
-      tasks.push_back({static_cast<uint32_t>(c), static_cast<uint32_t>(first),
-                       static_cast<uint32_t>(count)});
+      tasks.push_back(
+          {static_cast<uint32_t>(c), static_cast<uint32_t>(first), static_cast<uint32_t>(count)});
     }
   }
 }
 
-void cut_by_panels(const Cut& cut, std::vector<PanelRange>& tasks) {
+void cut_by_panels(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
+                   std::vector<PanelRange>& tasks) {
   tasks.clear();
-  Shares shares(cut, cut.num_panels);
+  size_t cost = 0;
+  for (const auto& chunk : chunks) cost += cost_of_panel(chunk);
+  Shares shares(cut, cost * cut.num_panels);
   for (size_t first = 0, count; first < cut.num_panels; first += count) {
-    count = shares.take(cut.num_panels - first, 1);
+    count = shares.take(cut.num_panels - first, cost);
     tasks.push_back({0, static_cast<uint32_t>(first), static_cast<uint32_t>(count)});
   }
 }

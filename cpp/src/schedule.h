@@ -20,8 +20,8 @@ struct PanelRange {
 struct Cut {
   size_t num_threads;
   size_t num_panels;   // of each matrix
-  size_t panel_bytes;  // what a panel reads from memory, for all experts of a task
-  size_t per_call;     // panels the kernels like to be given at once
+  size_t panel_bytes;  // of one expert
+  size_t per_call;     // panels that suit the kernels
   size_t most;         // panels of a task
 };
 
@@ -29,6 +29,7 @@ struct Cut {
 void cut_by_chunks(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
                    std::vector<PanelRange>& tasks);
 // Tasks of some panels each, for all chunks together.
-void cut_by_panels(const Cut& cut, std::vector<PanelRange>& tasks);
+void cut_by_panels(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,
+                   std::vector<PanelRange>& tasks);
 
 }  // namespace ktt

@@ -13,7 +13,8 @@ void grow(Buffer& buffer, size_t num_bytes, int numa_node) {
 
 }  // namespace
 
-Scratch::Scratch(const Pool& pool) : counts(pool.num_parts()), parts(pool.num_parts()), pool_(pool) {
+Scratch::Scratch(const Pool& pool)
+    : counts(pool.num_parts()), parts(pool.num_parts()), pool_(pool) {
   for (size_t i = 0; i < pool.num_threads(); ++i) workers.push_back(std::make_unique<Worker>());
 }
 
@@ -38,7 +39,8 @@ void Scratch::reserve(const Need& need) {
 
 void Scratch::reserve_worker(size_t worker, size_t totals_bytes) {
   Worker& w = *workers[worker];
-  grow(w.memory, kSumsBytes + kDecodeBytes + totals_bytes, pool_.memory_node(pool_.part_of(worker)));
+  grow(w.memory, kSumsBytes + kDecodeBytes + totals_bytes,
+       pool_.memory_node(pool_.part_of(worker)));
   w.sums = w.memory.as<float>();
   w.decode = w.memory.data() + kSumsBytes;
   w.totals = reinterpret_cast<float*>(w.decode + kDecodeBytes);

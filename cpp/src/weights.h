@@ -41,15 +41,18 @@ struct LayerShape {
 
 class ExpertSlice {
  public:
-  // Columns [begin, begin + width) of the intermediate size; width may be 0. Memory is reserved
-  // for all experts, but taken only by those that are set.
-  ExpertSlice(const LayerShape& shape, size_t begin, size_t width, int numa_node);
+  // Columns [begin, begin + width) of the intermediate size; width may be 0. Down is packed with a
+  // scale for `down_group` weights, which divides the shape's group. Memory is reserved for all
+  // experts, but taken only by those that are set.
+  ExpertSlice(const LayerShape& shape, size_t begin, size_t width, size_t down_group,
+              int numa_node);
 
   size_t width() const { return width_; }
   size_t num_gate_up_panels() const { return gate_up_.count; }
   size_t num_down_panels() const { return down_.count; }
   size_t num_panels() const { return gate_up_.count + down_.count; }
   const Depth& down_depth() const { return down_.depth; }
+  size_t gate_up_panel_bytes() const { return gate_up_.panel_bytes; }
   size_t down_panel_bytes() const { return down_.panel_bytes; }
   size_t bytes_per_expert() const { return place_bytes_; }
 

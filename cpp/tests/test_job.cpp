@@ -27,8 +27,7 @@ struct Bench {
     PoolOptions options;
     options.num_threads = num_threads;
     options.num_parts = 1;
-    auto engine =
-        std::make_shared<Engine>(options, Dispatch{Isa::kAuto, runnable_tables().back()});
+    auto engine = std::make_shared<Engine>(options, Dispatch{Isa::kAuto, runnable_tables().back()});
     layer = std::make_unique<Layer>(engine, kShape, Activation::kFloat32, LayerLimits{kTokens, 1});
     Random random(3);
     layer->set_expert(0, random_expert(random, kHidden, 32, WeightFormat::kBf16).source());

@@ -52,7 +52,7 @@ double dot(const std::vector<double>& matrix, size_t row, const std::vector<doub
 }
 
 // What an expert makes of one token.
-std::vector<double> apply(const Expert& expert, const std::vector<double>& x) {
+std::vector<double> output_of(const Expert& expert, const std::vector<double>& x) {
   std::vector<double> middle(expert.gate.values.size() / x.size());
   for (size_t i = 0; i < middle.size(); ++i) {
     const double gate = dot(expert.gate.values, i, x);
@@ -83,8 +83,9 @@ struct Case {
       if (batch.ids[i] < 0) continue;
       const size_t token = i / kTopK;
       const auto begin = batch.x.begin() + static_cast<ptrdiff_t>(token * hidden);
-      const auto out = apply(experts[static_cast<size_t>(batch.ids[i])],
-                             std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
+      const auto out =
+          output_of(experts[static_cast<size_t>(batch.ids[i])],
+                    std::vector<double>(begin, begin + static_cast<ptrdiff_t>(hidden)));
       for (size_t h = 0; h < hidden; ++h) {
         wanted[token * hidden + h] += double{batch.weights[i]} * out[h];
       }
@@ -156,8 +157,7 @@ void check_close(const Case& c, Activation mode, const std::vector<float>& out) 
 template <class Fn>
 void for_each_way(WeightFormat format, Fn fn) {
   for (const KernelTable* table : runnable_tables()) {
-    for (const Activation mode :
-         {Activation::kFloat32, Activation::kBfloat16, Activation::kInt8}) {
+    for (const Activation mode : {Activation::kFloat32, Activation::kBfloat16, Activation::kInt8}) {
       const auto& kernels = table->activation[static_cast<size_t>(mode)];
       if (kernels.multiply[static_cast<size_t>(format)] != nullptr) fn(*table, mode);
     }
@@ -191,9 +191,8 @@ void check_layer(const Case& c, const KernelTable& table, Activation mode) {
 
 void check_layers(const LayerShape& shape) {
   const Case c(shape, Batch(37, shape.hidden_size, 5));
-  for_each_way(shape.format, [&](const KernelTable& table, Activation mode) {
-    check_layer(c, table, mode);
-  });
+  for_each_way(shape.format,
+               [&](const KernelTable& table, Activation mode) { check_layer(c, table, mode); });
 }
 
 TEST(layers_of_bf16) {
@@ -218,7 +217,7 @@ TEST(many_rows_of_one_expert_are_cut_into_tasks) {
   for (const WeightFormat format : {WeightFormat::kFp8, WeightFormat::kInt4}) {
     Batch batch(kTokens, 64, 6);
     for (size_t i = 0; i < batch.ids.size(); ++i) batch.ids[i] = i % kTopK == 0 ? 2 : -1;
-    const Case c(shape_of(format, 64, 96), batch);
+    const Case c(shape_of(format, 64, 96, format == WeightFormat::kInt4 ? 64 : kChunkDepth), batch);
     for_each_way(format, [&](const KernelTable& table, Activation mode) {
       const auto layer = layer_of(c, table, mode, options_of(2, 1));
       const auto out = run(*layer, c.batch);
@@ -332,11 +331,11 @@ TEST(callers_memory_may_lie_anywhere) {
 TEST(layers_share_a_pool_of_growing_scratch) {
   const KernelTable& table = *runnable_tables().back();
   const Case small(shape_of(WeightFormat::kBf16, 32, 32), Batch(20, 32, 9));
-  const Case large(shape_of(WeightFormat::kInt4, 288, 160), Batch(33, 288, 9));
+  const Case large(shape_of(WeightFormat::kInt4, 288, 160, 64), Batch(33, 288, 9));
   auto engine = std::make_shared<Engine>(options_of(2, 1), Dispatch{Isa::kAuto, &table});
   const auto make = [&](const Case& c, Activation mode) {
-    auto layer = std::make_unique<Layer>(engine, c.shape, mode,
-                                         LayerLimits{c.batch.num_tokens, kTopK});
+    auto layer =
+        std::make_unique<Layer>(engine, c.shape, mode, LayerLimits{c.batch.num_tokens, kTopK});
     for (size_t e = 0; e < kExperts; ++e) layer->set_expert(e, c.experts[e].source());
     return layer;
   };
@@ -378,10 +377,10 @@ TEST(experts_come_out_as_they_went_in) {
           std::fill(m->stored.begin(), m->stored.end(), std::byte{0x5A});
           std::fill(m->scales.begin(), m->scales.end(), std::byte{0x5A});
         }
-        layer->get_expert(static_cast<size_t>(&expert - c.experts.data()),
-                          {copy.gate.stored.data(), copy.up.stored.data(), copy.down.stored.data(),
-                           copy.gate.scales.data(), copy.up.scales.data(),
-                           copy.down.scales.data()});
+        layer->get_expert(
+            static_cast<size_t>(&expert - c.experts.data()),
+            {copy.gate.stored.data(), copy.up.stored.data(), copy.down.stored.data(),
+             copy.gate.scales.data(), copy.up.scales.data(), copy.down.scales.data()});
         CHECK(copy.gate.stored == expert.gate.stored && copy.gate.scales == expert.gate.scales);
         CHECK(copy.up.stored == expert.up.stored && copy.up.scales == expert.up.scales);
         CHECK(copy.down.stored == expert.down.stored && copy.down.scales == expert.down.scales);

@@ -28,7 +28,7 @@ TEST(every_panel_falls_to_one_task) {
         const Cut cut = {num_threads, num_panels, 4096, per_call, num_panels};
         cut_by_chunks(cut, chunks, tasks);
         check_cover(tasks, chunks.size(), cut);
-        cut_by_panels(cut, tasks);
+        cut_by_panels(cut, chunks, tasks);
         check_cover(tasks, 1, cut);
       }
     }
@@ -44,24 +44,25 @@ TEST(one_thread_takes_matrices_whole) {
 TEST(tasks_are_worth_their_handing_over) {
   std::vector<PanelRange> tasks;
   cut_by_chunks({8, 16, 4096, 1, 16}, {{0, 0, 1}}, tasks);
-  CHECK_EQUAL(tasks.size(), size_t{2});  // of 32 KiB each
+  CHECK_EQUAL(tasks.size(), size_t{3});
+  cut_by_chunks({8, 16, 4096, 1, 16}, {{0, 0, 60}}, tasks);
+  CHECK_EQUAL(tasks.size(), size_t{16});
 }
 
 TEST(the_last_tasks_are_small) {
   std::vector<PanelRange> tasks;
-  cut_by_panels({4, 1000, 1 << 20, 1, 1000}, tasks);
+  cut_by_panels({4, 1000, 1 << 20, 1, 1000}, {{0, 0, 1}}, tasks);
   CHECK(tasks.front().count >= 80);
   CHECK_EQUAL(tasks.back().count, uint32_t{1});
-  CHECK(std::is_sorted(tasks.begin(), tasks.end(), [](const PanelRange& a, const PanelRange& b) {
-    return a.count > b.count;
-  }));
+  CHECK(std::is_sorted(tasks.begin(), tasks.end(),
+                       [](const PanelRange& a, const PanelRange& b) { return a.count > b.count; }));
 }
 
 TEST(a_matrix_without_panels_has_no_task) {
   std::vector<PanelRange> tasks;
   cut_by_chunks({2, 0, 0, 1, 1}, {{0, 0, 1}}, tasks);
   CHECK(tasks.empty());
-  cut_by_panels({2, 0, 0, 1, 1}, tasks);
+  cut_by_panels({2, 0, 0, 1, 1}, {{0, 0, 1}}, tasks);
   CHECK(tasks.empty());
 }
 

@@ -8,8 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "amx_decode.h"
 #include "amx_tiles.h"
+#include "gemm.h"
+#include "isa_avx512.h"
 #include "kernel_table.h"
 
 namespace ktt {
@@ -28,6 +29,9 @@ inline constexpr size_t kMaxDecodedSteps = 4;
 inline constexpr size_t kStageDecodeBytes = kMaxDecodedSteps * kMaxTilesAcross * kTileBytes;
 static_assert(2 * kStageDecodeBytes == kDecodeBytes);
 
+inline __m512i load_row(const std::byte* from) { return _mm512_loadu_si512(from); }
+inline void store_row(std::byte* to, __m512i row) { _mm512_store_si512(to, row); }
+
 // Operands in bfloat16: 32 of depth in a tile, sums in fp32.
 struct PairTiles {
   static constexpr size_t kDepth = 32;
@@ -35,9 +39,13 @@ struct PairTiles {
   static constexpr bool kRowScales = false;
   static constexpr WeightFormat kAsItLies = WeightFormat::kBf16;
 
-  template <class Unit>
-  static inline void decode(const std::byte* from, std::byte* to) {
-    Unit::to_pairs(from, to);
+  // A unit of weights to rows of pairs.
+  template <class Format>
+  static inline void decode(const std::byte* unit, std::byte* to) {
+    typename Format::template Pairs<IsaAvx512> reader(unit);
+    unroll<kUnitDepth / 2>([&](auto row) __attribute__((always_inline)) {
+      store_row(to + decltype(row)::value * kRowBytes, reader.row(row));
+    });
   }
   template <int kC, int kA, int kB>
   static inline void multiply() {
@@ -53,9 +61,14 @@ struct QuadTiles {
   static constexpr bool kRowScales = true;
   static constexpr WeightFormat kAsItLies = WeightFormat::kInt8;
 
-  template <class Unit>
-  static inline void decode(const std::byte* from, std::byte* to) {
-    Unit::to_quads(from, to);
+  // A unit of weights to rows of quads, without the offset that unsigned products ask for.
+  template <class Format>
+  static inline void decode(const std::byte* unit, std::byte* to) {
+    typename Format::template Quads<IsaAvx512> reader(unit);
+    const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::kOffset));
+    unroll<kUnitDepth / 4>([&](auto row) __attribute__((always_inline)) {
+      store_row(to + decltype(row)::value * kRowBytes, _mm512_sub_epi8(reader.row(row), offset));
+    });
   }
   template <int kC, int kA, int kB>
   static inline void multiply() {
@@ -87,7 +100,7 @@ struct StageGroup {
   alignas(64) float scales[kMaxTilesAcross * kTileColumns];
 };
 
-template <class Tiles_, WeightFormat kFormat>
+template <class Tiles_, class Format>
 class Stage {
  public:
   using Tiles = Tiles_;
@@ -110,18 +123,17 @@ class Stage {
     end_ = position;
   }
 
-  // Tiles are readied in the order in which they are multiplied.
+  // Tile by tile across, each over all steps: near to the order of memory.
   void ready_tile(size_t index) {
-    const size_t across = num_panels_ * kTilesOfPanel;
-    const Step& step = steps_[index / across];
-    const std::byte* packed = step.packed[index % across];
-    if constexpr (kDecodes || kHasShortSteps) {
+    const Step& step = steps_[index % num_steps_];
+    const size_t across = index / num_steps_;
+    if constexpr (kIsDecoded || kHasShortSteps) {
       if (step.decoded != nullptr) {
-        decode_tile(packed, step.depth, step.decoded + index % across * kTileBytes);
+        decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
         return;
       }
     }
-    prefetch_to_l2(packed, kTileBytes);
+    prefetch_to_l2(step.packed[across], kTileBytes);
   }
 
   void ready_all() {
@@ -140,8 +152,8 @@ class Stage {
   size_t end() const { return end_; }
 
  private:
-  static constexpr Scales kScales = traits(kFormat).scales;
-  static constexpr bool kDecodes = kFormat != Tiles::kAsItLies;
+  static constexpr WeightFormat kFormat = Format::kFormat;
+  static constexpr bool kIsDecoded = kFormat != Tiles::kAsItLies;
   static constexpr bool kHasShortSteps = Tiles::kDepth > kStepDepth;
 
   static size_t least(size_t a, size_t b) { return a < b ? a : b; }
@@ -153,7 +165,7 @@ class Stage {
 
   bool has_room(size_t depth) const {
     const size_t steps = (depth + Tiles::kDepth - 1) / Tiles::kDepth;
-    const size_t decoded = kDecodes ? steps : steps - depth / Tiles::kDepth;
+    const size_t decoded = kIsDecoded ? steps : steps - depth / Tiles::kDepth;
     return num_steps_ + steps <= kMaxSteps && num_decoded_ + decoded <= kMaxDecodedSteps;
   }
 
@@ -165,29 +177,19 @@ class Stage {
       position += Tiles::kDepth;
     }
     // Without scales the whole stage is one group.
-    if (kScales != Scales::kNone || num_groups_ == 0) add_scales(task, index);
+    const bool is_scaled = traits(kFormat).scales != Scales::kNone;
+    if (is_scaled || num_groups_ == 0) add_scales(task, index);
     groups_[num_groups_ - 1].end = num_steps_;
   }
 
   void add_scales(const BlockTask& task, size_t index) {
     if (num_groups_ == 0) first_group_ = index;
-    float* scales = groups_[num_groups_++].scales;
-    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, scales += kTileColumns) {
-      const std::byte* panel = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
-      _mm512_store_ps(scales, tile_scales(panel, index, t % kTilesOfPanel));
+    float* to = groups_[num_groups_++].scales;
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, to += kTileColumns) {
+      const std::byte* scales = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
+      const size_t column = t % kTilesOfPanel * kTileColumns;
+      _mm512_store_ps(to, weight_scale<IsaAvx512, Format>(scales, index, column));
     }
-  }
-
-  static __m512 tile_scales(const std::byte* panel, size_t group, size_t tile) {
-    if constexpr (kScales == Scales::kNone) return _mm512_set1_ps(1.0f);
-    const std::byte* at = panel + group * kScaleRowBytes + tile * kScaleRowBytes / kTilesOfPanel;
-    if constexpr (kScales == Scales::kSquares) {
-      float scale;
-      __builtin_memcpy(&scale, at, sizeof(scale));
-      return _mm512_set1_ps(scale);
-    }
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
 
   void add_step(const BlockTask& task, size_t position, size_t depth) {
@@ -195,7 +197,7 @@ class Stage {
     step.position = position;
     step.depth = depth;
     step.decoded = nullptr;
-    if (kDecodes || depth < Tiles::kDepth) {
+    if (kIsDecoded || depth < Tiles::kDepth) {
       step.decoded = decoded_ + num_decoded_++ * kMaxTilesAcross * kTileBytes;
     }
     for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
@@ -224,15 +226,12 @@ class Stage {
     size_t d = 0;
     for (; d < depth; d += kUnitDepth, from += kFrom, to += kTo) {
       prefetch_to_l2(from + kAhead, kFrom);
-      Tiles::template decode<Unit<kFormat>>(from, to);
+      Tiles::template decode<Format>(from, to);
     }
     for (; d < Tiles::kDepth; d += kUnitDepth, to += kTo) {
-      for (size_t row = 0; row < kTo; row += 64) store_row(to + row, _mm512_setzero_si512());
+      for (size_t row = 0; row < kTo; row += kRowBytes) store_row(to + row, _mm512_setzero_si512());
     }
   }
-
-  static constexpr size_t kScaleRowBytes =
-      kScales == Scales::kSquares ? kTilesOfPanel * sizeof(float) : kPanelColumns * 2;
 
   std::byte* decoded_;
   size_t panel_, num_panels_;

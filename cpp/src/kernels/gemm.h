@@ -24,7 +24,7 @@ namespace ktt {
 namespace {
 
 inline constexpr size_t kUnitWeights = kUnitDepth * kTileColumns;
-inline constexpr size_t kPrefetchBytes = 2048;
+inline constexpr size_t kPrefetchBytes = 4096;
 
 // One chunk of a panel and the rows it meets.
 struct Chunk {
@@ -54,9 +54,11 @@ struct Stored {
   using Reader = typename Products::template Reader<Format>;
   static constexpr size_t kUnitBytes = weight_bytes(Format::kFormat, kUnitWeights);
 
-  static inline void fetch_ahead(const std::byte* unit) {
-    for (size_t at = 0; at < kUnitBytes; at += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(unit + kPrefetchBytes + at), _MM_HINT_T0);
+  // `num_units` from `ahead` on. Inlined by force: GCC takes a function that only prefetches for
+  // one without effects.
+  [[gnu::always_inline]] static inline void prefetch(const std::byte* ahead, size_t num_units) {
+    for (size_t at = 0; at < num_units * kUnitBytes; at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
     }
   }
 };
@@ -67,7 +69,7 @@ struct Decoded {
   using Reader = StoredRows<typename Products::Isa>;
   static constexpr size_t kUnitBytes = kUnitDepth / Products::kDepths * kRowBytes;
 
-  static inline void fetch_ahead(const std::byte*) {}
+  static inline void prefetch(const std::byte*, size_t) {}
 };
 
 template <class Isa, class Format>
@@ -99,6 +101,7 @@ struct Block {
         tile(tile),
         tile_bytes(chunk.depth / kUnitDepth * Source::kUnitBytes),
         unit(chunk.weights + tile * tile_bytes),
+        ahead(unit + kPrefetchBytes),
         operand_at(chunk.begin / Products::kDepths * kOperandBytes) {
     for (size_t r = 0; r < kRows; ++r) rows[r] = static_cast<const std::byte*>(chunk.rows[r]);
   }
@@ -149,7 +152,8 @@ struct Block {
     const auto reader = [&](size_t v) {
       return Reader(unit + v / kTileVectors * tile_bytes + v % kTileVectors * sizeof(Partial));
     };
-    for (size_t t = 0; t < kTiles; ++t) Source::fetch_ahead(unit + t * tile_bytes);
+    Source::prefetch(ahead, kTiles);
+    ahead += kTiles * Source::kUnitBytes;
     if constexpr (kVectors == 1) {
       Reader readers[] = {reader(0)};
       add_rows(sums, readers);
@@ -201,6 +205,7 @@ struct Block {
   const size_t tile;
   const size_t tile_bytes;
   const std::byte* unit;
+  const std::byte* ahead;
   size_t operand_at;
   const std::byte* rows[kRows];
 };
@@ -249,7 +254,7 @@ inline void decode_chunk(const std::byte* weights, size_t depth, std::byte* to) 
   using From = Stored<Products, Format>;
   constexpr size_t kVectorBytes = Isa::kLanes * 4;
   for (size_t unit = 0; unit < 2 * depth / kUnitDepth; ++unit) {
-    From::fetch_ahead(weights);
+    From::prefetch(weights + kPrefetchBytes, 1);
     for (size_t at = 0; at < kRowBytes; at += kVectorBytes) {
       typename From::Reader reader(weights + at);
       unroll<kUnitDepth / Products::kDepths>([&](auto row) __attribute__((always_inline)) {

@@ -31,10 +31,10 @@
 namespace ktt {
 namespace {
 
-// Rows that do not lie behind one another are gathered by the kernel, for each stage again: 64
-// bytes for each row and step. For one block's rows that is at most 16 copies in a step's 64
-// cycles, and such a step waits some 500 cycles for its weights from memory. More rows are read by
-// several blocks' worth of steps for each byte of weights: gathering them once pays.
+// A block whose rows do not lie behind one another, or are fewer than a tile has, is gathered by
+// the kernel for each stage: a copy of 64 bytes for each row and step. That is at most 16 copies in
+// the 64 cycles of a step, and where there are so few rows the step waits some 500 cycles for its
+// weights anyway. With more rows than a block the wait is shared, and copying them once pays.
 inline constexpr size_t kMinTileRows = kTileRows + 1;
 
 // Memory of one call, all of it in the first cache.
@@ -111,7 +111,7 @@ class Pass {
 
   void run() {
     for (size_t row = 0; row < task_.num_rows; row += kTileRows) {
-      if (task_.row_stride == 0) gather(row);
+      if (is_gathered(row)) gather(row);
       for (size_t group = 0; group < stage_.num_groups(); group += kSpanGroups) {
         multiply_span(row, group);
       }
@@ -131,6 +131,8 @@ class Pass {
     const size_t left = task_.num_rows - row;
     return left < kTileRows ? left : kTileRows;
   }
+
+  bool is_gathered(size_t row) const { return task_.row_stride == 0 || rows_from(row) < kTileRows; }
 
   // Tiles of operands as they are loaded; rows past the last one keep what they held.
   void gather(size_t row) {
@@ -165,15 +167,16 @@ class Pass {
 
   void multiply(size_t row, size_t index) {
     const auto& step = stage_.step(index);
-    if (task_.row_stride == 0) {
-      multiply_step<Tiles, kPanels>(workspace_.rows + index * kTileBytes, kTileBytesPerRow,
-                                    step.tile);
+    if (is_gathered(row)) {
+      const std::byte* rows = workspace_.rows + index * kTileBytes;
+      multiply_step<Tiles, kPanels>(rows, kTileBytesPerRow, step.tile);
       return;
     }
+    const size_t stride = task_.row_stride;
     const auto* rows =
         static_cast<const std::byte*>(task_.rows[row]) + step.position * Tiles::kElementBytes;
-    multiply_step<Tiles, kPanels>(rows, task_.row_stride, step.tile);
-    if (row + kTileRows < task_.num_rows) prefetch_rows(rows + kTileRows * task_.row_stride);
+    multiply_step<Tiles, kPanels>(rows, stride, step.tile);
+    if (row + kTileRows < task_.num_rows) prefetch_rows(rows + kTileRows * stride);
   }
 
   // The next block's: a few lines of each of many rows, which the processor does not foresee.
@@ -228,9 +231,9 @@ inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
   return true;
 }
 
-template <class Tiles, WeightFormat kFormat>
+template <class Tiles, class Format>
 void multiply_tiles(const BlockTask& task) {
-  using ThisStage = Stage<Tiles, kFormat>;
+  using ThisStage = Stage<Tiles, Format>;
   Workspace workspace;
   ThisStage first(task.decode);
   ThisStage second(task.decode + kStageDecodeBytes);

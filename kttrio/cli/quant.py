@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
-        print(f"kttrio quant: {error}; --resume goes on from here", file=sys.stderr)
+        print(f"kttrio quant: {error}; once that is mended --resume goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("kttrio quant: interrupted; --resume goes on from here", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Quantises all routed experts of a checkpoint into a directory: what `kttrio quant` does.
 
-Needs the memory of a few matrices, not of a layer, and no device.
+Needs memory for a few matrices of each thread, not for a layer, and no device.
 """
 
 from __future__ import annotations

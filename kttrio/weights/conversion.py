@@ -88,7 +88,7 @@ class Conversion:
         self.directory, self.layers = directory, layers
         self._identity = identity
         with ExitStack() as undo:
-            if not (directory / INDEX).exists():
+            if not self._is_complete():
                 directory.mkdir(parents=True, exist_ok=True)
                 undo.callback(os.close, _lock(directory / LOCK, wait=wait))
                 for draft in directory.glob(f"*{UNFINISHED}"):
@@ -150,6 +150,10 @@ class Conversion:
         text = json.dumps({"metadata": metadata, "weight_map": where}, indent=1)
         write_text(self.directory / INDEX, text + "\n")
         (self.directory / LOCK).unlink(missing_ok=True)  # who waits for it finds nothing to do
+
+    def _is_complete(self) -> bool:
+        shards = [self.path(layer) for layer in range(len(self.layers))]
+        return (self.directory / INDEX).exists() and all(path.exists() for path in shards)
 
     @property
     def _companion(self) -> str:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+from kttrio.weights.formats.base import Packed
 
 SIZES = (32, 64, 128)
 COMPANION = "_scale"
@@ -21,7 +22,7 @@ def num_groups(columns: int, group: int) -> int:
     return -(-columns // group)
 
 
-def sizes_of(columns: int, found: int) -> frozenset[int]:
+def _sizes(columns: int, found: int) -> frozenset[int]:
     """The group sizes with which `columns` make `found` groups; short rows leave several."""
     return frozenset(size for size in SIZES if num_groups(columns, size) == found)
 
@@ -31,20 +32,35 @@ def scale_bytes(shape: tuple[int, ...], group: int) -> int:
     return torch.bfloat16.itemsize * rows * num_groups(columns, group)
 
 
-def check_scale(checkpoint: Checkpoint, name: str, shape: tuple[int, int]) -> None:
-    """Raise CheckpointError unless the matrix of that shape has a scale for each group."""
-    scale = checkpoint.entry(name + COMPANION)
-    rows, columns = shape
-    fits = len(scale.shape) == 2 and scale.shape[0] == rows and sizes_of(columns, scale.shape[1])
+def check(checkpoint: Checkpoint, name: str, *, per_byte: int) -> None:
+    """Raise CheckpointError unless the stored matrix has a scale for each group.
+
+    `per_byte`: how many codes a byte of it holds.
+    """
+    entry, scale = checkpoint.entry(name), checkpoint.entry(name + COMPANION)
+    if len(entry.shape) != 2:
+        raise CheckpointError(f"tensor {name!r} in {entry.file} has scales but is no matrix")
+    rows, columns = entry.shape[0], entry.shape[1] * per_byte
+    fits = len(scale.shape) == 2 and scale.shape[0] == rows and _sizes(columns, scale.shape[1])
     if not fits:
         raise CheckpointError(
             f"tensor {name + COMPANION!r} in {scale.file} has shape {list(scale.shape)}, which is "
-            f"not one scale for 32, 64 or 128 weights along a row of {list(shape)}"
+            f"not one scale for 32, 64 or 128 weights along a row of {[rows, columns]}"
         )
     if scale.dtype is not torch.bfloat16:
         raise CheckpointError(
             f"tensor {name + COMPANION!r} in {scale.file} is {scale.dtype}, not bfloat16"
         )
+
+
+def sizes(checkpoint: Checkpoint, name: str, *, per_byte: int) -> frozenset[int]:
+    """The group sizes that a checked matrix may have been made with."""
+    columns = checkpoint.entry(name).shape[1] * per_byte
+    return _sizes(columns, checkpoint.entry(name + COMPANION).shape[1])
+
+
+def load(checkpoint: Checkpoint, name: str) -> Packed:
+    return Packed(checkpoint.read(name), checkpoint.read(name + COMPANION))
 
 
 def fold(weight: Tensor, group: int) -> Tensor:
@@ -66,8 +82,10 @@ def storable(scale: Tensor) -> Tensor:
     return torch.where(rounded.abs() < _TINY, 1.0, rounded)
 
 
-def multiply(codes: Tensor, scale: Tensor) -> Tensor:
+def multiply(codes: Tensor, scale: Tensor | None) -> Tensor:
     """codes [rows, columns] times scale [rows, groups], in float32."""
+    if scale is None:
+        raise ValueError("integer weights come with scales")
     columns = codes.shape[1]
-    size = max(sizes_of(columns, scale.shape[1]))
+    size = max(_sizes(columns, scale.shape[1]))
     return unfold(fold(codes, size).mul(scale.float().unsqueeze(-1)), columns)

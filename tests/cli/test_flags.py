@@ -52,6 +52,12 @@ def test_second_spelling_and_the_last_one_wins() -> None:
     assert model.model == Path("b")
 
 
+def test_choices_are_meant_in_any_case() -> None:
+    _, experts, *_ = parse("--kt-method", "FP8", "--kt-group-size", "64", "--kt-isa", "AVX2")
+    assert (experts.kt_method, experts.kt_group_size, experts.kt_isa) == ("fp8", 64, "avx2")
+    assert parse("--kt-method", "amxint4")[1].kt_method == "AMXINT4"
+
+
 def test_home_is_expanded() -> None:
     model, *_ = parse("--model", "~/m")
     assert model.model == Path.home() / "m"

@@ -59,7 +59,11 @@ def test_what_cannot_work_is_exit_code_2(
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (OSError(28, "No space left on device"), 1, "No space left on device; --resume goes on"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "No space left on device; once that is mended --resume",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; --resume goes on"),
     ],
 )

@@ -104,6 +104,7 @@ def test_chunk_borders_do_not_show_in_bfloat16_either(golden, checkpoint):
 def test_the_facts_say_what_was_decided(runner):
     assert runner.facts["sequences"] == "4 at a time, each up to 64 tokens"
     assert runner.facts["precision"].startswith("float32, experts ")
+    assert runner.facts["activations"] == "float32 in the experts"
     assert runner.facts["threads"] == 2
 
 

@@ -119,6 +119,16 @@ def test_what_is_complete_is_only_looked_at(output, source):
     assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
 
 
+def test_a_shard_that_was_lost_is_made_again(output, source):
+    conversion = write_all(output, source)
+    content = conversion.path(1).read_bytes()
+    conversion.path(1).unlink()
+    with Conversion(output, IDENTITY, LAYERS) as conversion:
+        assert conversion.missing == [1]
+        write(conversion, source, 1)
+        assert conversion.path(1).read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("identity", "message"),
     [

@@ -70,7 +70,7 @@ def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
         raise ValueError("fp8 weights come with scales")
     wide = packed.scale.repeat_interleave(BLOCK, 1)[:, : packed.data.shape[1]]
     weight = _values(packed.data)
-    for rows, scale in zip(weight.split(BLOCK), wide, strict=True):
+    for rows, scale in zip(torch.split(weight, BLOCK), wide, strict=True):
         rows.mul_(scale)
     return weight.to(dtype)
 

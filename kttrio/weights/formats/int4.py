@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kttrio.weights import groups
-from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats.base import Packed
 
 COMPANION = groups.COMPANION
+PER_BYTE = 2
 GROUPS = (64, 32, 128)
 LOWEST, HIGHEST = -8.0, 7.0
 
@@ -29,7 +30,7 @@ def claims(checkpoint: Checkpoint, name: str) -> bool:
 
 
 def stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-1], -(-shape[-1] // 2))
+    return (*shape[:-1], -(-shape[-1] // PER_BYTE))
 
 
 def nbytes(shape: tuple[int, ...], group: int) -> int:
@@ -37,24 +38,18 @@ def nbytes(shape: tuple[int, ...], group: int) -> int:
 
 
 def check(checkpoint: Checkpoint, name: str) -> None:
-    entry = checkpoint.entry(name)
-    if len(entry.shape) != 2:
-        raise CheckpointError(f"tensor {name!r} in {entry.file} has scales but is no matrix")
-    groups.check_scale(checkpoint, name, (entry.shape[0], 2 * entry.shape[1]))
+    groups.check(checkpoint, name, per_byte=PER_BYTE)
 
 
 def group_sizes(checkpoint: Checkpoint, name: str) -> frozenset[int]:
-    columns = 2 * checkpoint.entry(name).shape[1]
-    return groups.sizes_of(columns, checkpoint.entry(name + COMPANION).shape[1])
+    return groups.sizes(checkpoint, name, per_byte=PER_BYTE)
 
 
 def load(checkpoint: Checkpoint, name: str) -> Packed:
-    return Packed(checkpoint.read(name), checkpoint.read(name + COMPANION))
+    return groups.load(checkpoint, name)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
-    if packed.scale is None:
-        raise ValueError("int4 weights come with scales")
     pairs = torch.stack((packed.data & 15, packed.data >> 4), dim=-1)
     return groups.multiply(pairs.flatten(1).to(torch.int8) - 8, packed.scale).to(dtype)
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from kttrio.weights import groups
-from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats.base import Packed
 
 COMPANION = groups.COMPANION
+PER_BYTE = 1
 GROUPS = (128, 64, 32)
 LARGEST = 127.0
 
@@ -30,24 +31,18 @@ def nbytes(shape: tuple[int, ...], group: int) -> int:
 
 
 def check(checkpoint: Checkpoint, name: str) -> None:
-    entry = checkpoint.entry(name)
-    if len(entry.shape) != 2:
-        raise CheckpointError(f"tensor {name!r} in {entry.file} has scales but is no matrix")
-    groups.check_scale(checkpoint, name, (entry.shape[0], entry.shape[1]))
+    groups.check(checkpoint, name, per_byte=PER_BYTE)
 
 
 def group_sizes(checkpoint: Checkpoint, name: str) -> frozenset[int]:
-    columns = checkpoint.entry(name).shape[1]
-    return groups.sizes_of(columns, checkpoint.entry(name + COMPANION).shape[1])
+    return groups.sizes(checkpoint, name, per_byte=PER_BYTE)
 
 
 def load(checkpoint: Checkpoint, name: str) -> Packed:
-    return Packed(checkpoint.read(name), checkpoint.read(name + COMPANION))
+    return groups.load(checkpoint, name)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
-    if packed.scale is None:
-        raise ValueError("int8 weights come with scales")
     return groups.multiply(packed.data, packed.scale).to(dtype)
 
 

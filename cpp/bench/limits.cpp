@@ -12,7 +12,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <iostream>
 #include <string>
@@ -102,19 +101,6 @@ void read_all(const std::byte* from, size_t num_bytes) {
       : "cc", "memory", "xmm0");
 }
 
-// Kibibytes of this process that lie on 2M pages.
-long huge_kib() {
-  std::ifstream file("/proc/self/smaps_rollup");
-  std::string word;
-  while (file >> word) {
-    if (word != "AnonHugePages:") continue;
-    long kib = 0;
-    file >> kib;
-    return kib;
-  }
-  return 0;
-}
-
 // Memory that every thread touched its share of first, so that it lies on the thread's own node.
 class Reading {
  public:
@@ -127,6 +113,7 @@ class Reading {
   }
 
   double num_bytes() const { return static_cast<double>(buffer_.size()); }
+  double huge_share() const { return static_cast<double>(buffer_.huge_page_bytes()) / num_bytes(); }
   void operator()(size_t thread) const { read_all(part(thread), share_); }
 
  private:
@@ -160,8 +147,7 @@ void run(const std::vector<int>& cpus, size_t num_bytes) {
   }
   const Reading huge_pages(cpus, num_bytes, MADV_HUGEPAGE);
   print("read_2m", measure(cpus, huge_pages.num_bytes(), std::cref(huge_pages)));
-  const double huge_bytes = static_cast<double>(huge_kib()) * 1024;
-  std::printf(", \"huge_share\": %.2f", std::min(huge_bytes / huge_pages.num_bytes(), 1.0));
+  std::printf(", \"huge_share\": %.2f", huge_pages.huge_share());
   print_peaks(cpus);
   std::printf("}\n");
   std::fflush(stdout);

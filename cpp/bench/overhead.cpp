@@ -48,14 +48,9 @@ class TinyLayer {
     check(ktt_layer_create(pool_, kNumExperts, kSize, kSize, KTT_FORMAT_BF16, 0,
                            KTT_ACTIVATION_BFLOAT16, kMaxTokens, kNumExperts, &layer_));
     std::vector<uint16_t> matrix(kSize * kSize, 0x3c00);  // some small number
-    const ktt_expert expert = {matrix.data(),
-                               matrix.data(),
-                               matrix.data(),
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               matrix.size() * sizeof(uint16_t),
-                               0};
+    ktt_expert expert = {};
+    expert.gate = expert.up = expert.down = matrix.data();
+    expert.matrix_bytes = matrix.size() * sizeof(uint16_t);
     for (int32_t i = 0; i < kNumExperts; ++i) check(ktt_layer_set_expert(layer_, i, &expert));
   }
   ~TinyLayer() {

@@ -117,9 +117,8 @@ class RotatingLayers:
         self._shape, self._experts = shape, experts
         self.dtype = torch.float32 if activation == "float32" else torch.bfloat16
         self.layers: list[ExpertLayer] = []
-        while self.num_bytes < least_bytes:
-            layer = self._new_layer(pool, activation, max_tokens)
-            self.layers.append(layer)
+        while not self.layers or self.num_bytes < least_bytes:
+            self.layers.append(self._new_layer(pool, activation, max_tokens))
         self._turn = 0
 
     def _new_layer(self, pool: Pool, activation: str, max_tokens: int) -> ExpertLayer:

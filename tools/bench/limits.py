@@ -54,7 +54,8 @@ class Limits:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
-            code = self._process.wait()
+            self._process.communicate()
+            code = self._process.returncode
             raise NativeError(f"kttrio_limits ended with code {code} instead of measuring")
         return answer
 

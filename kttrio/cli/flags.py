@@ -76,15 +76,19 @@ def _add_flag(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> No
         return
     choices = item.metadata.get("choices")
     kind = _plain_type(hint)
-    shown = "INT,..." if kind is tuple else kind.__name__.upper()
+    shown = kind.__name__.upper()
     if choices:
         shown = "{" + ",".join(choices) + "}"
+    if _is_list(hint):
+        shown += ",..."
     group.add_argument(*names, metavar=shown, **options)
 
 
 def _default_text(default: Any) -> str:
     if default is None or default == ():
         return ""
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default))
     return f" (default: {default})".replace("%", "%%")
 
 
@@ -105,11 +109,15 @@ def _fill(record: type[Any], given: dict[str, Any]) -> Any:
     return record(**values)
 
 
+def _is_list(hint: Any) -> bool:
+    return get_origin(hint) is tuple
+
+
 def _plain_type(hint: Any) -> type[Any]:
-    """The type of one given value: `int | None` -> int, `tuple[int, ...]` -> tuple."""
+    """The type of one given value: `int | None` -> int, `tuple[int, ...]` -> int."""
     if isinstance(hint, UnionType):
         (hint,) = (part for part in get_args(hint) if part is not type(None))
-    kind: type[Any] = get_origin(hint) or hint
+    kind: type[Any] = get_args(hint)[0] if _is_list(hint) else hint
     return kind
 
 
@@ -119,14 +127,17 @@ def _convert(item: Field[Any], hint: Any, text: str | bool) -> Any:
     name, kind = flag_name(item.name), _plain_type(hint)
     if not text:
         raise ConfigError(f"{name}: needs a value, got an empty one")
-    choices = item.metadata.get("choices")
+    if _is_list(hint):
+        return tuple(_value(name, kind, part.strip(), item.metadata) for part in text.split(","))
+    return _value(name, kind, text, item.metadata)
+
+
+def _value(name: str, kind: type[Any], text: str, metadata: Any) -> Any:
+    choices = metadata.get("choices")
     if choices:
         text = _choose(name, text, choices)
-    if kind is tuple:
-        parts = [part.strip() for part in text.split(",")]
-        return tuple(_number(name, int, part, item.metadata) for part in parts)
     if kind in (int, float):
-        return _number(name, kind, text, item.metadata)
+        return _number(name, kind, text, metadata)
     return Path(text).expanduser() if kind is Path else text
 
 

@@ -63,6 +63,23 @@ def test_home_is_expanded() -> None:
     assert model.model == Path.home() / "m"
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Words."""
+
+    colours: tuple[str, ...] = flag(("red",), "of the house", choices=("red", "green"))
+
+
+def test_a_list_of_words_has_its_choices_checked_one_by_one() -> None:
+    def words(*argv: str) -> Words:
+        return parse_flags("x", "X.", argv, [Words])[0]
+
+    assert words() == Words(("red",))
+    assert words("--colours", "green, red") == Words(("green", "red"))
+    with pytest.raises(ConfigError, match="--colours: 'blue' is none of red, green"):
+        words("--colours", "red,blue")
+
+
 def test_a_bool_is_a_pair_of_switches() -> None:
     def switches(*argv: str) -> Switches:
         return parse_flags("x", "X.", argv, [Switches])[0]

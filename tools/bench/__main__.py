@@ -1,4 +1,4 @@
-"""`python -m tools.bench load|front|step ...`: what serving costs, measured."""
+"""`python -m tools.bench experts|overhead|load|...`: what kernels and serving cost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from kttrio.cli.flags import nearest
 from kttrio.config import ConfigError
 
 BENCHES = {
+    "experts": "the expert kernels in every format, beside the limits of the machine",
+    "overhead": "what a forward of the expert library costs beside its experts",
     "load": "requests over HTTP at rising concurrency, also with clients that vanish",
     "front": "what the HTTP side and the engine cost, with a runner that only sleeps",
     "step": "one model's step alone and under the server",
@@ -18,7 +20,7 @@ BENCHES = {
 def main(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
-        lines = [f"  {bench:<7}{text}" for bench, text in BENCHES.items()]
+        lines = [f"  {bench:<9}{text}" for bench, text in BENCHES.items()]
         print("\n".join(["usage: python -m tools.bench BENCH [--flags]", "", *lines]))
         return 0 if argv else 2
     if name not in BENCHES:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from kttrio.config import ConfigError, ExpertConfig
 from kttrio.models.base import estimate, find_family, load_model, read_config, stored_dtype
+from kttrio.native import isa_available
 from kttrio.weights.checkpoint import CheckpointError
 from tests.batches import Run, make_batch
 
@@ -66,7 +67,7 @@ def test_a_model_says_what_the_plan_prints():
     model = load(FP8)
     assert (model.num_layers, model.num_experts, model.top_k) == (2, 8, 4)
     assert (model.vocab_size, model.hidden_size, model.context_length) == (256, 256, 4096)
-    assert model.isa in ("amx", "avx512", "avx2")
+    assert model.isa in isa_available()
     assert model.num_threads == 1
     model.close()
 

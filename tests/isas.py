@@ -1,10 +1,12 @@
-"""The instruction sets a test runs on, each skipped aloud where the machine lacks it."""
+"""The kernel tables a test runs on, each skipped aloud where the machine lacks it."""
 
 from __future__ import annotations
 
 import pytest
 
 from kttrio import native
+
+TABLES = ("amx", "avx512_bf16", "avx512_vnni", "avx512_base", "avx2_vnni", "avx2_base")
 
 EVERY_ISA = [
     pytest.param(
@@ -16,5 +18,5 @@ EVERY_ISA = [
             ),
         ],
     )
-    for isa in ("amx", "avx512", "avx2")
+    for isa in TABLES
 ]

@@ -10,6 +10,10 @@
 namespace ktt {
 namespace {
 
+// What down multiplies differs more in size than x does: int8 values with a scale for more of them
+// would lose too much.
+constexpr size_t kMostInt8DownGroup = 64;
+
 // The slice [begin, begin + width) of the intermediate size that falls to a part.
 std::pair<size_t, size_t> cut(size_t intermediate_size, size_t part, size_t num_parts) {
   const size_t num_steps = intermediate_size / kStepDepth;
@@ -29,10 +33,12 @@ Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Activation
       is_set_(shape.num_experts) {
   require(kernels_.multiply[static_cast<size_t>(shape.format)] != nullptr,
           "int8 activations are for int8 and int4 weights; use bfloat16 activations here");
+  const size_t down_group =
+      kernels_.quantizes ? std::min(shape.group, kMostInt8DownGroup) : shape.group;
   Pool& pool = engine_->pool;
   for (size_t part = 0; part < pool.num_parts(); ++part) {
     const auto [begin, width] = cut(shape.intermediate_size, part, pool.num_parts());
-    slices_.emplace_back(shape, begin, width, pool.memory_node(part));
+    slices_.emplace_back(shape, begin, width, down_group, pool.memory_node(part));
     activation_row_.push_back(kernels_.row_bytes(slices_.back().down_depth()));
   }
   const auto held = pool.lock();

@@ -70,14 +70,15 @@ void* moved(void* p, size_t num_bytes) { return static_cast<std::byte*>(p) + num
 
 }  // namespace
 
-ExpertSlice::ExpertSlice(const LayerShape& shape, size_t begin, size_t width, int numa_node)
+ExpertSlice::ExpertSlice(const LayerShape& shape, size_t begin, size_t width, size_t down_group,
+                         int numa_node)
     : shape_(shape),
       begin_(begin),
       width_(width),
       slot_of_(shape.num_experts, kNoSlot),
       is_taken_(shape.num_experts) {
   const Depth hidden = {shape.hidden_size, 0, shape.group};
-  const Depth slice = {width, begin, shape.group};
+  const Depth slice = {width, begin, down_group};
   gate_up_ = section(hidden, shape.hidden_size, width / kTileColumns);
   down_ = section(slice, shape.intermediate_size, width == 0 ? 0 : hidden.size / kPanelColumns);
   for (Section* s : {&gate_up_, &down_}) s->weights_at = extend_place(s->count * s->panel_bytes);
@@ -160,14 +161,14 @@ ExpertSlice::CallerRows<Rows> ExpertSlice::caller_rows(const Panel& panel,
   const Depth& depth = panel.section.depth;
   const size_t row_bytes = weight_bytes(shape_.format, panel.section.row_elements);
   const size_t scale_row_bytes =
-      (panel.section.row_elements + depth.group - 1) / depth.group * t.scale_bytes;
+      (panel.section.row_elements + shape_.group - 1) / shape_.group * t.scale_bytes;
   const auto weights = [&](auto matrix, size_t tile) {
     return moved(matrix,
                  panel.tile_row[tile] * row_bytes + weight_bytes(shape_.format, depth.begin));
   };
   const auto scales = [&](auto matrix, size_t tile) {
     return moved(matrix, scale_row(panel.tile_row[tile]) * scale_row_bytes +
-                             depth.begin / depth.group * t.scale_bytes);
+                             depth.begin / shape_.group * t.scale_bytes);
   };
   if (panel.is_down) {
     return {{{weights(caller.down, 0), weights(caller.down, 1)}, row_bytes},
@@ -181,7 +182,7 @@ void ExpertSlice::pack_panel(size_t expert, size_t index, const ExpertSource& so
   const Panel panel = this->panel(expert, index);
   const auto rows = caller_rows<PanelSource>(panel, source);
   ktt::pack_panel(shape_.format, rows.weights, panel.section.depth, panel.weights);
-  pack_scales(shape_.format, rows.scales, panel.section.depth, panel.scales);
+  pack_scales(shape_.format, rows.scales, panel.section.depth, shape_.group, panel.scales);
   check_finite(expert, panel, rows);
 }
 
@@ -192,7 +193,7 @@ void ExpertSlice::unpack_panel(size_t expert, size_t index, const ExpertTarget& 
   // A square's scale stands in eight panels or more: the first of them gives it back.
   const bool is_square = traits(shape_.format).scales == Scales::kSquares;
   if (is_square && panel.tile_row[0] % kChunkDepth != 0) return;
-  unpack_scales(shape_.format, panel.scales, panel.section.depth, rows.scales);
+  unpack_scales(shape_.format, panel.scales, panel.section.depth, shape_.group, rows.scales);
 }
 
 // Looks at what was just packed, which lies together and in the cache. Only when something is wrong
@@ -232,7 +233,8 @@ void ExpertSlice::refuse_weight(size_t expert, const Panel& panel,
 template <class T>
 void ExpertSlice::refuse_scale(size_t expert, const Panel& panel, const PanelSource& source,
                                T mask) const {
-  const Depth& depth = panel.section.depth;
+  const Depth& slice = panel.section.depth;
+  const Depth depth = {slice.size, slice.begin, shape_.group};  // as the caller has it
   for (size_t t = 0; t < 2; ++t) {
     refuse_first(name_of(expert, panel.is_down, t) + " scale",
                  {source.tile[t], source.row_bytes, scale_rows(shape_.format), depth.num_groups(),

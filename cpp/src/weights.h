@@ -41,9 +41,11 @@ struct LayerShape {
 
 class ExpertSlice {
  public:
-  // Columns [begin, begin + width) of the intermediate size; width may be 0. Memory is reserved
-  // for all experts, but taken only by those that are set.
-  ExpertSlice(const LayerShape& shape, size_t begin, size_t width, int numa_node);
+  // Columns [begin, begin + width) of the intermediate size; width may be 0. Down is packed with a
+  // scale for `down_group` weights, which divides the shape's group. Memory is reserved for all
+  // experts, but taken only by those that are set.
+  ExpertSlice(const LayerShape& shape, size_t begin, size_t width, size_t down_group,
+              int numa_node);
 
   size_t width() const { return width_; }
   size_t num_gate_up_panels() const { return gate_up_.count; }

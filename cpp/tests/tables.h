@@ -31,6 +31,7 @@ inline std::vector<const KernelTable*> runnable_tables() {
   add(avx512, table_avx512_base());
   add(vnni, table_avx512_vnni());
   add(bf16, table_avx512_bf16());
+  add(bf16, table_amx_emulated());
   return tables;
 }
 

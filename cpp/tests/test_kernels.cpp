@@ -457,7 +457,7 @@ TEST(conversions_of_both_types) {
   for (const KernelTable* table : runnable_tables()) {
     for (const Activation mode : kFloatModes) {
       const auto& kernels = kernels_of(*table, mode);
-      const size_t operand_bytes = kernels.row_bytes(depth) / depth.size;
+      const size_t operand_bytes = kernels.value_bytes;
       const Scope scope(*table);
       for (const bool from_half : {false, true}) {
         const auto convert = kernels.convert[from_half ? 1 : 0];

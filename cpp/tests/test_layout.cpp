@@ -169,7 +169,7 @@ TEST(scales_of_groups_lie_by_group_then_column) {
   const Depth depth = {160, 96, 64};  // half a group, then two
   ScaleMatrix<uint16_t> m(kTileColumns, 3, 0);
   std::vector<uint16_t> panel(panel_scale_bytes(WeightFormat::kInt4, depth) / 2);
-  pack_scales(WeightFormat::kInt4, m.source(), depth, panel.data());
+  pack_scales(WeightFormat::kInt4, m.source(), depth, depth.group, panel.data());
   for (size_t group = 0; group < 3; ++group) {
     for (size_t column = 0; column < kPanelColumns; ++column) {
       CHECK_EQUAL(panel[group * 32 + column], column * 3 + group);
@@ -180,7 +180,7 @@ TEST(scales_of_groups_lie_by_group_then_column) {
 TEST(scales_of_squares_lie_by_block_then_tile) {
   ScaleMatrix<float> m(1, 3, 0.5f);
   std::vector<float> panel(6);
-  pack_scales(WeightFormat::kFp8, m.source(), {384, 0, 128}, panel.data());
+  pack_scales(WeightFormat::kFp8, m.source(), {384, 0, 128}, 128, panel.data());
   CHECK((panel == std::vector<float>{0.5f, 3.5f, 1.5f, 4.5f, 2.5f, 5.5f}));
 }
 
@@ -188,14 +188,31 @@ TEST(a_group_cut_in_two_is_given_back_by_its_first_half) {
   for (const Depth& depth : {Depth{160, 96, 64}, Depth{192, 64, 64}}) {
     ScaleMatrix<uint16_t> m(kTileColumns, 3, 100);
     std::vector<uint16_t> panel(panel_scale_bytes(WeightFormat::kInt8, depth) / 2);
-    pack_scales(WeightFormat::kInt8, m.source(), depth, panel.data());
+    pack_scales(WeightFormat::kInt8, m.source(), depth, depth.group, panel.data());
     ScaleMatrix<uint16_t> back(kTileColumns, 3, 7000);
     ScaleMatrix<uint16_t> wanted = m;
     if (depth.begin % depth.group != 0) {
       for (size_t i = 0; i < wanted.values.size(); i += 3) wanted.values[i] = back.values[i];
     }
-    unpack_scales(WeightFormat::kInt8, panel.data(), depth, back.target());
+    unpack_scales(WeightFormat::kInt8, panel.data(), depth, depth.group, back.target());
     CHECK(back.values == wanted.values);
+  }
+}
+
+TEST(scales_of_coarser_groups_are_repeated_and_given_back_once) {
+  const Depth depth = {160, 96, 64};  // of groups of 128: the end of the first, a half of the next
+  ScaleMatrix<uint16_t> m(kTileColumns, 2, 100);
+  std::vector<uint16_t> panel(panel_scale_bytes(WeightFormat::kInt4, depth) / 2);
+  pack_scales(WeightFormat::kInt4, m.source(), depth, 128, panel.data());
+  ScaleMatrix<uint16_t> back(kTileColumns, 2, 7000);
+  const ScaleMatrix<uint16_t> untouched = back;
+  unpack_scales(WeightFormat::kInt4, panel.data(), depth, 128, back.target());
+  for (size_t column = 0; column < kPanelColumns; ++column) {
+    CHECK_EQUAL(panel[column], m.values[2 * column]);
+    CHECK_EQUAL(panel[32 + column], m.values[2 * column + 1]);
+    CHECK_EQUAL(panel[64 + column], m.values[2 * column + 1]);
+    CHECK_EQUAL(back.values[2 * column], untouched.values[2 * column]);
+    CHECK_EQUAL(back.values[2 * column + 1], m.values[2 * column + 1]);
   }
 }
 

@@ -18,10 +18,12 @@ constexpr size_t kInter = 288;
 struct Kind {
   WeightFormat format;
   size_t group;
+  size_t down_group = group;
 };
-constexpr Kind kKinds[] = {{WeightFormat::kBf16, 128}, {WeightFormat::kFp8, 128},
-                           {WeightFormat::kInt8, 128}, {WeightFormat::kInt8, 32},
-                           {WeightFormat::kInt4, 64},  {WeightFormat::kInt4, 128}};
+constexpr Kind kKinds[] = {{WeightFormat::kBf16, 128},    {WeightFormat::kFp8, 128},
+                           {WeightFormat::kInt8, 128},    {WeightFormat::kInt8, 32},
+                           {WeightFormat::kInt4, 64},     {WeightFormat::kInt4, 128, 64},
+                           {WeightFormat::kInt8, 128, 32}};
 
 LayerShape shape_of(const Kind& kind, size_t num_experts = 1) {
   return {num_experts, kHidden, kInter, kind.format, kind.group};
@@ -94,7 +96,7 @@ TEST(parts_together_give_back_what_they_were_given) {
       Expert back(kind);
       size_t begin = 0;
       for (const size_t width : widths) {
-        ExpertSlice slice(shape_of(kind), begin, width, -1);
+        ExpertSlice slice(shape_of(kind), begin, width, kind.down_group, -1);
         pack(slice, 0, expert.source());
         unpack(slice, 0, back.target());
         begin += width;
@@ -106,11 +108,11 @@ TEST(parts_together_give_back_what_they_were_given) {
 
 // As a part's workers and its neighbours' find them.
 TEST(panels_say_what_the_kernels_need) {
-  const ExpertSlice slice(shape_of({WeightFormat::kInt4, 64}, 2), 96, 192, -1);
+  const ExpertSlice slice(shape_of({WeightFormat::kInt4, 64}, 2), 96, 192, 64, -1);
   CHECK_EQUAL(slice.num_gate_up_panels(), size_t{12});
   CHECK_EQUAL(slice.num_down_panels(), size_t{5});
   CHECK_EQUAL(slice.num_panels(), size_t{17});
-  const ExpertSlice empty(shape_of({WeightFormat::kBf16, 128}), 288, 0, -1);
+  const ExpertSlice empty(shape_of({WeightFormat::kBf16, 128}), 288, 0, 128, -1);
   CHECK_EQUAL(empty.num_panels(), size_t{0});
   CHECK_EQUAL(empty.bytes_per_expert(), size_t{0});
 }
@@ -118,7 +120,7 @@ TEST(panels_say_what_the_kernels_need) {
 TEST(a_panel_of_the_slice_is_the_packed_panel_of_its_rows) {
   for (const Kind& kind : kKinds) {
     const Expert expert = random_expert(kind, 2);
-    ExpertSlice slice(shape_of(kind), 96, 192, -1);
+    ExpertSlice slice(shape_of(kind), 96, 192, kind.down_group, -1);
     pack(slice, 0, expert.source());
 
     const auto gate_up = slice.gate_up(0);
@@ -155,7 +157,7 @@ void put(Bytes& bytes, size_t index, T value) {
 
 TEST(what_is_no_number_is_refused_with_its_place) {
   const auto refusal = [](Expert& e, const char* word) {
-    ExpertSlice slice(shape_of(e.kind, 8), 32, 256, -1);
+    ExpertSlice slice(shape_of(e.kind, 8), 32, 256, e.kind.down_group, -1);
     CHECK_THROWS(pack(slice, 7, e.source()), word);
   };
   const Kind fp8 = {WeightFormat::kFp8, 128};
@@ -178,12 +180,15 @@ TEST(what_is_no_number_is_refused_with_its_place) {
     q = random_expert({format, 64}, 3);
     put(q.up_scale, 40 * 3 + 2, uint16_t{0x7F80});
     refusal(q, "expert 7: up scale [40, 2]");
+    Expert fine = random_expert({format, 128, 32}, 3);
+    put(fine.down_scale, 140 * 3 + 1, uint16_t{0xFFC0});
+    refusal(fine, "expert 7: down scale [140, 1]");
   }
 }
 
 TEST(an_expert_is_taken_out_and_its_neighbours_stay) {
   const Kind kind = {WeightFormat::kInt8, 64};
-  ExpertSlice slice(shape_of(kind, 20), 0, kInter, -1);
+  ExpertSlice slice(shape_of(kind, 20), 0, kInter, kind.group, -1);
   std::vector<Expert> experts;
   for (unsigned i = 0; i < 20; ++i) experts.push_back(random_expert(kind, i));
   for (const size_t i : {19, 3, 8}) pack(slice, i, experts[i].source());

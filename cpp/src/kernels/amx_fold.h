@@ -24,7 +24,6 @@ struct Span {
   float* totals;            // of the first row and panel
   size_t panel_stride;      // of totals
   size_t num_rows;
-  bool is_first;  // totals hold nothing yet
 };
 
 template <class Tiles, size_t kPanels>
@@ -41,48 +40,58 @@ class Fold {
   size_t rows_left() const { return span_.num_rows - row_; }
 
   void advance(size_t num_rows) {
+    if (rows_left() == 0) return;
     const size_t end = num_rows < rows_left() ? row_ + num_rows : span_.num_rows;
     if (span_.num_groups == kSpanGroups) {
-      add_rows<kSpanGroups>(end);
+      add_rows<kSpanGroups>(span_, row_, end);
     } else {
-      add_rows<1>(end);
+      add_rows<1>(span_, row_, end);
     }
+    row_ = end;
   }
 
  private:
   static constexpr size_t kVectors = kColumns / kTileColumns;
 
+  // By value: what is stored to totals could otherwise be the span itself.
   template <size_t kGroups>
-  void add_rows(size_t end) {
-    for (; row_ < end; ++row_) {
-      __m512 row_scale[kGroups];
-      for (size_t g = 0; g < kGroups; ++g) row_scale[g] = scale_of_row(g);
+  static inline void add_rows(const Span span, size_t row, size_t end) {
+    __m512 scales[kGroups][kVectors];
+#pragma GCC unroll 2
+    for (size_t g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 4
       for (size_t v = 0; v < kVectors; ++v) {
-        float* total = span_.totals + v / kTilesOfPanel * span_.panel_stride +
-                       row_ * kPanelColumns + v % kTilesOfPanel * kTileColumns;
-        const __mmask16 is_there = span_.is_first ? 0 : 0xFFFF;
-        __m512 sum = _mm512_maskz_loadu_ps(is_there, total);
+        scales[g][v] = _mm512_load_ps(span.groups[g].scales + v * kTileColumns);
+      }
+    }
+    for (; row < end; ++row) {
+      __m512 row_scales[kGroups];
+#pragma GCC unroll 2
+      for (size_t g = 0; g < kGroups; ++g) row_scales[g] = row_scale(span, row, g);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < kVectors; ++v) {
+        float* total = span.totals + v / kTilesOfPanel * span.panel_stride + row * kPanelColumns +
+                       v % kTilesOfPanel * kTileColumns;
+        __m512 sum = _mm512_loadu_ps(total);
 #pragma GCC unroll 2
         for (size_t g = 0; g < kGroups; ++g) {
-          const float* part = span_.sums + g * kGroupFloats + row_ * kColumns + v * kTileColumns;
-          sum = _mm512_fmadd_ps(Tiles::sums(part), scale(g, v, row_scale[g]), sum);
+          const float* part = span.sums + g * kGroupFloats + row * kColumns + v * kTileColumns;
+          sum = _mm512_fmadd_ps(Tiles::sums(part), product(scales[g][v], row_scales[g]), sum);
         }
         _mm512_storeu_ps(total, sum);
       }
     }
   }
 
-  __m512 scale_of_row(size_t group) const {
-    if constexpr (!Tiles::kRowScales) return _mm512_set1_ps(1.0f);
+  static inline __m512 row_scale(const Span& span, size_t row, size_t group) {
+    if constexpr (!Tiles::kRowScales) return _mm512_setzero_ps();  // not looked at
     float scale;
-    const auto* row = static_cast<const std::byte*>(span_.rows[row_]);
-    __builtin_memcpy(&scale, row + span_.row_scales + group * sizeof(float), sizeof(scale));
+    const auto* operands = static_cast<const std::byte*>(span.rows[row]);
+    __builtin_memcpy(&scale, operands + span.row_scales + group * sizeof(float), sizeof(scale));
     return _mm512_set1_ps(scale);
   }
 
-  __m512 scale(size_t group, size_t vector, __m512 row_scale) const {
-    const __m512 scale = _mm512_load_ps(span_.groups[group].scales + vector * kTileColumns);
+  static inline __m512 product(__m512 scale, __m512 row_scale) {
     return Tiles::kRowScales ? _mm512_mul_ps(scale, row_scale) : scale;
   }
 

@@ -1,6 +1,6 @@
 // A stage: as much of one or two neighbouring panels as stays in the first cache while all rows
 // pass, laid out as the list of tiles to multiply with. While one stage is multiplied the next one
-// is made ready tile by tile.
+// is made ready tile by tile, and the one after it is fetched from memory.
 #pragma once
 
 #include <immintrin.h>
@@ -8,8 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "amx_decode.h"
 #include "amx_tiles.h"
+#include "gemm.h"
+#include "isa_avx512.h"
 #include "kernel_table.h"
 
 namespace ktt {
@@ -28,6 +29,9 @@ inline constexpr size_t kMaxDecodedSteps = 4;
 inline constexpr size_t kStageDecodeBytes = kMaxDecodedSteps * kMaxTilesAcross * kTileBytes;
 static_assert(2 * kStageDecodeBytes == kDecodeBytes);
 
+inline __m512i load_row(const std::byte* from) { return _mm512_loadu_si512(from); }
+inline void store_row(std::byte* to, __m512i row) { _mm512_store_si512(to, row); }
+
 // Operands in bfloat16: 32 of depth in a tile, sums in fp32.
 struct PairTiles {
   static constexpr size_t kDepth = 32;
@@ -35,9 +39,13 @@ struct PairTiles {
   static constexpr bool kRowScales = false;
   static constexpr WeightFormat kAsItLies = WeightFormat::kBf16;
 
-  template <class Unit>
-  static inline void decode(const std::byte* from, std::byte* to) {
-    Unit::to_pairs(from, to);
+  // A unit of weights to rows of pairs.
+  template <class Format>
+  static inline void decode(const std::byte* unit, std::byte* to) {
+    typename Format::template Pairs<IsaAvx512> reader(unit);
+    unroll<kUnitDepth / 2>([&](auto row) __attribute__((always_inline)) {
+      store_row(to + decltype(row)::value * kRowBytes, reader.row(row));
+    });
   }
   template <int kC, int kA, int kB>
   static inline void multiply() {
@@ -53,9 +61,14 @@ struct QuadTiles {
   static constexpr bool kRowScales = true;
   static constexpr WeightFormat kAsItLies = WeightFormat::kInt8;
 
-  template <class Unit>
-  static inline void decode(const std::byte* from, std::byte* to) {
-    Unit::to_quads(from, to);
+  // A unit of weights to rows of quads, without the offset that unsigned products ask for.
+  template <class Format>
+  static inline void decode(const std::byte* unit, std::byte* to) {
+    typename Format::template Quads<IsaAvx512> reader(unit);
+    const __m512i offset = _mm512_set1_epi8(static_cast<char>(Format::kOffset));
+    unroll<kUnitDepth / 4>([&](auto row) __attribute__((always_inline)) {
+      store_row(to + decltype(row)::value * kRowBytes, _mm512_sub_epi8(reader.row(row), offset));
+    });
   }
   template <int kC, int kA, int kB>
   static inline void multiply() {
@@ -65,12 +78,6 @@ struct QuadTiles {
     return _mm512_cvtepi32_ps(_mm512_load_si512(part));
   }
 };
-
-inline void prefetch_to_l2(const std::byte* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
-  }
-}
 
 // One tile's depth of every tile across.
 struct Step {
@@ -87,45 +94,53 @@ struct StageGroup {
   alignas(64) float scales[kMaxTilesAcross * kTileColumns];
 };
 
-template <class Tiles_, WeightFormat kFormat>
+template <class Tiles_, class Format>
 class Stage {
  public:
   using Tiles = Tiles_;
 
-  explicit Stage(std::byte* decoded) : decoded_(decoded) {}
-
   // Takes as many whole groups from `position` of a panel's depth on as there is room for, so that
   // what is summed before it is scaled depends on nothing but the slice's depth.
-  void plan(const BlockTask& task, size_t panel, size_t position) {
+  void plan(const BlockTask& task, size_t panel, size_t position, std::byte* decoded) {
+    decoded_ = decoded;
     panel_ = panel;
     position_ = position;
     num_panels_ = task.num_panels - panel > 1 ? 2 : 1;
     num_steps_ = num_decoded_ = num_groups_ = 0;
-    while (position < task.depth.size) {
-      const size_t end = group_end(task.depth, position);
+    fetched_ = readied_ = {};
+    const size_t at = task.depth.begin + position;  // in the uncut depth
+    size_t end = position + task.depth.group - at % task.depth.group;
+    first_group_ = at / task.depth.group - task.depth.begin / task.depth.group;
+    for (size_t group = first_group_; position < task.depth.size; ++group) {
+      end = least(end, task.depth.size);
       if (!has_room(end - position)) break;
-      add_group(task, position, end);
+      add_group(task, group, position, end);
       position = end;
+      end += task.depth.group;
     }
     end_ = position;
   }
 
-  // Tiles are readied in the order in which they are multiplied.
-  void ready_tile(size_t index) {
-    const size_t across = num_panels_ * kTilesOfPanel;
-    const Step& step = steps_[index / across];
-    const std::byte* packed = step.packed[index % across];
-    if constexpr (kDecodes || kHasShortSteps) {
-      if (step.decoded != nullptr) {
-        decode_tile(packed, step.depth, step.decoded + index % across * kTileBytes);
-        return;
-      }
+  // To be called num_tiles() times: fetches a tile's weights from memory.
+  void fetch_next() {
+    const Step& step = steps_[fetched_.step];
+    const std::byte* from = step.packed[fetched_.across];
+    for (size_t at = 0; at < weight_bytes(kFormat, step.depth * kTileColumns); at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
     }
-    prefetch_to_l2(packed, kTileBytes);
+    advance(fetched_);
   }
 
-  void ready_all() {
-    for (size_t i = 0; i < num_tiles(); ++i) ready_tile(i);
+  // As many times, before the stage is multiplied: decodes a tile if need be.
+  void ready_next() {
+    if constexpr (kIsDecoded || kHasShortSteps) {
+      const Step& step = steps_[readied_.step];
+      if (step.decoded != nullptr) {
+        decode_tile(step.packed[readied_.across], step.depth,
+                    step.decoded + readied_.across * kTileBytes);
+      }
+      advance(readied_);
+    }
   }
 
   size_t num_tiles() const { return num_steps_ * num_panels_ * kTilesOfPanel; }
@@ -135,59 +150,51 @@ class Stage {
   const StageGroup& group(size_t i) const { return groups_[i]; }
   size_t first_group() const { return first_group_; }  // among the slice's groups
   size_t panel() const { return panel_; }
+  std::byte* decoded() const { return decoded_; }
   size_t num_panels() const { return num_panels_; }
   size_t position() const { return position_; }
   size_t end() const { return end_; }
 
  private:
-  static constexpr Scales kScales = traits(kFormat).scales;
-  static constexpr bool kDecodes = kFormat != Tiles::kAsItLies;
+  static constexpr WeightFormat kFormat = Format::kFormat;
+  static constexpr bool kIsDecoded = kFormat != Tiles::kAsItLies;
   static constexpr bool kHasShortSteps = Tiles::kDepth > kStepDepth;
 
   static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-  static size_t group_end(const Depth& depth, size_t position) {
-    const size_t whole = depth.group - (depth.begin + position) % depth.group;
-    return least(position + whole, depth.size);
+  // Tile by tile across, each over all steps: near to the order of memory.
+  struct Cursor {
+    size_t across;
+    size_t step;
+  };
+  void advance(Cursor& cursor) const {
+    if (++cursor.step == num_steps_) cursor = {cursor.across + 1, 0};
   }
 
   bool has_room(size_t depth) const {
     const size_t steps = (depth + Tiles::kDepth - 1) / Tiles::kDepth;
-    const size_t decoded = kDecodes ? steps : steps - depth / Tiles::kDepth;
+    const size_t decoded = kIsDecoded ? steps : steps - depth / Tiles::kDepth;
     return num_steps_ + steps <= kMaxSteps && num_decoded_ + decoded <= kMaxDecodedSteps;
   }
 
-  void add_group(const BlockTask& task, size_t position, size_t end) {
-    const size_t index =
-        (task.depth.begin + position) / task.depth.group - task.depth.begin / task.depth.group;
+  void add_group(const BlockTask& task, size_t index, size_t position, size_t end) {
     while (position < end) {
       add_step(task, position, least(Tiles::kDepth, end - position));
       position += Tiles::kDepth;
     }
     // Without scales the whole stage is one group.
-    if (kScales != Scales::kNone || num_groups_ == 0) add_scales(task, index);
+    const bool is_scaled = traits(kFormat).scales != Scales::kNone;
+    if (is_scaled || num_groups_ == 0) add_scales(task, index);
     groups_[num_groups_ - 1].end = num_steps_;
   }
 
   void add_scales(const BlockTask& task, size_t index) {
-    if (num_groups_ == 0) first_group_ = index;
-    float* scales = groups_[num_groups_++].scales;
-    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, scales += kTileColumns) {
-      const std::byte* panel = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
-      _mm512_store_ps(scales, tile_scales(panel, index, t % kTilesOfPanel));
+    float* to = groups_[num_groups_++].scales;
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, to += kTileColumns) {
+      const std::byte* scales = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
+      const size_t column = t % kTilesOfPanel * kTileColumns;
+      _mm512_store_ps(to, weight_scale<IsaAvx512, Format>(scales, index, column));
     }
-  }
-
-  static __m512 tile_scales(const std::byte* panel, size_t group, size_t tile) {
-    if constexpr (kScales == Scales::kNone) return _mm512_set1_ps(1.0f);
-    const std::byte* at = panel + group * kScaleRowBytes + tile * kScaleRowBytes / kTilesOfPanel;
-    if constexpr (kScales == Scales::kSquares) {
-      float scale;
-      __builtin_memcpy(&scale, at, sizeof(scale));
-      return _mm512_set1_ps(scale);
-    }
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
 
   void add_step(const BlockTask& task, size_t position, size_t depth) {
@@ -195,50 +202,41 @@ class Stage {
     step.position = position;
     step.depth = depth;
     step.decoded = nullptr;
-    if (kDecodes || depth < Tiles::kDepth) {
+    if (kIsDecoded || depth < Tiles::kDepth) {
       step.decoded = decoded_ + num_decoded_++ * kMaxTilesAcross * kTileBytes;
     }
-    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
-      step.packed[t] = packed_tile(task, panel_ + t / kTilesOfPanel, t % kTilesOfPanel, position);
-      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
-    }
-  }
-
-  static const std::byte* packed_tile(const BlockTask& task, size_t panel, size_t tile,
-                                      size_t position) {
     const size_t in_chunk = (task.depth.begin + position) % kChunkDepth;
     const size_t chunk_begin = position - least(position, in_chunk);  // the first may be cut
     const size_t chunk_end = least(position + (kChunkDepth - in_chunk), task.depth.size);
-    const size_t before =
-        chunk_begin * kPanelColumns + tile * (chunk_end - chunk_begin) * kTileColumns;
-    return task.weights + panel * task.panel_bytes +
-           weight_bytes(kFormat, before + (position - chunk_begin) * kTileColumns);
+    const size_t tile_bytes = weight_bytes(kFormat, (chunk_end - chunk_begin) * kTileColumns);
+    const size_t before = chunk_begin * kPanelColumns + (position - chunk_begin) * kTileColumns;
+    const std::byte* packed =
+        task.weights + panel_ * task.panel_bytes + weight_bytes(kFormat, before);
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
+      step.packed[t] =
+          packed + t / kTilesOfPanel * task.panel_bytes + t % kTilesOfPanel * tile_bytes;
+      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
+    }
   }
 
   static void decode_tile(const std::byte* from, size_t depth, std::byte* to) {
     constexpr size_t kFrom = weight_bytes(kFormat, kUnitDepth * kTileColumns);
     constexpr size_t kTo = kUnitDepth * kTileColumns * Tiles::kElementBytes;
-    // Two stages of this panel ahead: the next stage is being decoded.
-    constexpr size_t kAhead =
-        weight_bytes(kFormat, kMaxDecodedSteps * Tiles::kDepth * kPanelColumns);
     size_t d = 0;
     for (; d < depth; d += kUnitDepth, from += kFrom, to += kTo) {
-      prefetch_to_l2(from + kAhead, kFrom);
-      Tiles::template decode<Unit<kFormat>>(from, to);
+      Tiles::template decode<Format>(from, to);
     }
     for (; d < Tiles::kDepth; d += kUnitDepth, to += kTo) {
-      for (size_t row = 0; row < kTo; row += 64) store_row(to + row, _mm512_setzero_si512());
+      for (size_t row = 0; row < kTo; row += kRowBytes) store_row(to + row, _mm512_setzero_si512());
     }
   }
-
-  static constexpr size_t kScaleRowBytes =
-      kScales == Scales::kSquares ? kTilesOfPanel * sizeof(float) : kPanelColumns * 2;
 
   std::byte* decoded_;
   size_t panel_, num_panels_;
   size_t position_, end_;
   size_t first_group_;
   size_t num_steps_, num_decoded_, num_groups_;
+  Cursor fetched_, readied_;
   Step steps_[kMaxSteps];
   StageGroup groups_[kMaxSteps];
 };

@@ -138,37 +138,46 @@ void unpack_as(WeightFormat format, const void* panel, const Depth& depth,
   });
 }
 
-// Calls fn(tile, row, group, index within the panel's scales) for each of them.
-template <class Fn>
-void for_each_scale(size_t num_rows, size_t num_groups, Fn fn) {
-  for (size_t group = 0, index = 0; group < num_groups; ++group) {
-    for (size_t tile = 0; tile < 2; ++tile) {
-      for (size_t row = 0; row < num_rows; ++row, ++index) fn(tile, row, group, index);
+// Where a group of the depth begins in the uncut matrix, for a cut group before the cut.
+size_t begin_of_group(const Depth& depth, size_t group) {
+  return (depth.begin / depth.group + group) * depth.group;
+}
+
+// The scales of a panel: `rows` of each tile for every group.
+template <class Scale, size_t kRows>
+struct ScaleLayout {
+  static void pack(const PanelSource& source, const Depth& depth, size_t source_group,
+                   void* panel) {
+    auto* to = static_cast<Scale*>(panel);
+    for (size_t group = 0; group < depth.num_groups(); ++group) {
+      const size_t column =
+          begin_of_group(depth, group) / source_group - depth.begin / source_group;
+      for (const void* tile : source.tile) {
+        const auto* from = static_cast<const std::byte*>(tile);
+        for (size_t row = 0; row < kRows; ++row, from += source.row_bytes) {
+          *to++ = reinterpret_cast<const Scale*>(from)[column];
+        }
+      }
     }
   }
-}
 
-template <class Scale>
-void pack_scales_as(const PanelSource& source, size_t num_rows, size_t num_groups, void* panel) {
-  auto* to = static_cast<Scale*>(panel);
-  for_each_scale(num_rows, num_groups, [&](size_t tile, size_t row, size_t group, size_t index) {
-    const auto* from = static_cast<const std::byte*>(source.tile[tile]) + row * source.row_bytes;
-    to[index] = reinterpret_cast<const Scale*>(from)[group];
-  });
-}
+  static void unpack(const void* panel, const Depth& depth, size_t target_group,
+                     const PanelTarget& target) {
+    const auto* from = static_cast<const Scale*>(panel);
+    for (size_t group = 0; group < depth.num_groups(); ++group, from += 2 * kRows) {
+      const size_t begin = begin_of_group(depth, group);
+      if (begin < depth.begin || begin % target_group != 0) continue;
+      const size_t column = begin / target_group - depth.begin / target_group;
+      for (size_t i = 0; i < 2 * kRows; ++i) {
+        auto* to = static_cast<std::byte*>(target.tile[i / kRows]) + i % kRows * target.row_bytes;
+        reinterpret_cast<Scale*>(to)[column] = from[i];
+      }
+    }
+  }
+};
 
-template <class Scale>
-void unpack_scales_as(const void* panel, size_t num_rows, const Depth& depth,
-                      const PanelTarget& target) {
-  const auto* from = static_cast<const Scale*>(panel);
-  const size_t first_group = depth.begin % depth.group == 0 ? 0 : 1;
-  const size_t num_groups = depth.num_groups();
-  for_each_scale(num_rows, num_groups, [&](size_t tile, size_t row, size_t group, size_t index) {
-    if (group < first_group) return;
-    auto* to = static_cast<std::byte*>(target.tile[tile]) + row * target.row_bytes;
-    reinterpret_cast<Scale*>(to)[group] = from[index];
-  });
-}
+using SquareScales = ScaleLayout<float, 1>;
+using GroupScales = ScaleLayout<uint16_t, kTileColumns>;
 
 }  // namespace
 
@@ -207,26 +216,27 @@ size_t panel_scale_bytes(WeightFormat format, const Depth& depth) {
   return depth.num_groups() * 2 * scale_rows(format) * traits(format).scale_bytes;
 }
 
-void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel) {
+void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth,
+                 size_t source_group, void* panel) {
   switch (traits(format).scales) {
     case Scales::kNone:
       return;
     case Scales::kSquares:
-      return pack_scales_as<float>(source, 1, depth.num_groups(), panel);
+      return SquareScales::pack(source, depth, source_group, panel);
     case Scales::kGroups:
-      return pack_scales_as<uint16_t>(source, kTileColumns, depth.num_groups(), panel);
+      return GroupScales::pack(source, depth, source_group, panel);
   }
 }
 
-void unpack_scales(WeightFormat format, const void* panel, const Depth& depth,
+void unpack_scales(WeightFormat format, const void* panel, const Depth& depth, size_t target_group,
                    const PanelTarget& target) {
   switch (traits(format).scales) {
     case Scales::kNone:
       return;
     case Scales::kSquares:
-      return unpack_scales_as<float>(panel, 1, depth, target);
+      return SquareScales::unpack(panel, depth, target_group, target);
     case Scales::kGroups:
-      return unpack_scales_as<uint16_t>(panel, kTileColumns, depth, target);
+      return GroupScales::unpack(panel, depth, target_group, target);
   }
 }
 

@@ -65,11 +65,14 @@ void pack_panel(WeightFormat format, const PanelSource& source, const Depth& dep
 void unpack_panel(WeightFormat format, const void* panel, const Depth& depth,
                   const PanelTarget& target);
 
-// The same for a panel's scales, from the depth's first group on; a square's scale is one row for a
-// whole tile. Of a group cut in two only the half where it begins is unpacked.
+// The same for a panel's scales, from that of the depth's begin on; a square's scale is one row for
+// a whole tile. The source may have coarser groups than the depth, `source_group` weights each;
+// then a scale stands several times. Of a group cut in two only the half where it begins is
+// unpacked.
 size_t panel_scale_bytes(WeightFormat format, const Depth& depth);
-void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth, void* panel);
-void unpack_scales(WeightFormat format, const void* panel, const Depth& depth,
+void pack_scales(WeightFormat format, const PanelSource& source, const Depth& depth,
+                 size_t source_group, void* panel);
+void unpack_scales(WeightFormat format, const void* panel, const Depth& depth, size_t target_group,
                    const PanelTarget& target);
 
 // Rows of scales that a tile has.

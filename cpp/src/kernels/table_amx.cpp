@@ -1,11 +1,39 @@
-// The AMX table: tiles for bfloat16 operands, AVX-512 for fp32 ones. The test build compiles this
-// file a second time with KTT_EMULATE_AMX.
+// The AMX table: tiles for bfloat16 and int8 operands, AVX-512 for fp32 ones. The test build
+// compiles this file a second time with KTT_EMULATE_AMX.
 #include "elementwise.h"
 #include "isa_amx.h"
 #include "isa_avx512.h"
 
 namespace ktt {
 namespace {
+
+// An odd number of cache lines: rows a power of two apart would share few sets of the cache, and
+// the rows of one tile alone would drive each other out.
+constexpr size_t spread(size_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+
+size_t pair_row_bytes(const Depth& depth) { return spread(row_bytes<AsBfloat16>(depth)); }
+size_t quad_row_bytes(const Depth& depth) { return spread(int8_row_bytes(depth)); }
+
+constexpr ActivationKernels with_tiles(ActivationKernels kernels,
+                                       size_t (*row_bytes)(const Depth& depth)) {
+  kernels.min_tile_rows = kMinTileRows;
+  kernels.row_bytes = row_bytes;
+  return kernels;
+}
+
+constexpr ActivationKernels pair_kernels() {
+  return with_tiles(float_kernels<IsaAvx512, AsBfloat16>(&multiply_tiles<PairTiles, FormatBf16>,
+                                                         &multiply_tiles<PairTiles, FormatFp8>,
+                                                         &multiply_tiles<PairTiles, FormatInt8>,
+                                                         &multiply_tiles<PairTiles, FormatInt4>),
+                    &pair_row_bytes);
+}
+
+constexpr ActivationKernels quad_kernels() {
+  return with_tiles(int8_kernels<IsaAvx512>(&multiply_tiles<QuadTiles, FormatInt8>,
+                                            &multiply_tiles<QuadTiles, FormatInt4>),
+                    &quad_row_bytes);
+}
 
 uint32_t enter_tiles() {
   tiles::configure();
@@ -19,10 +47,8 @@ void leave_tiles(uint32_t before) {
 }
 
 constexpr KernelTable make_table(const char* name) {
-  using Exact = VectorRows<FloatDot<IsaAvx512>>;
-  KernelTable table =
-      kernel_table<IsaAvx512>(name, activation_kernels<IsaAvx512, Exact, AsFloat>(kNoTiles),
-                              activation_kernels<IsaAvx512, TileRows, AsBfloat16>(kMinTileRows));
+  KernelTable table = kernel_table<IsaAvx512>(name, with_float_products<IsaAvx512, AsFloat>(),
+                                              pair_kernels(), quad_kernels());
   table.enter = &enter_tiles;
   table.leave = &leave_tiles;
   return table;

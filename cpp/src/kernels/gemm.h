@@ -36,6 +36,7 @@ struct Chunk {
   size_t group_index;        // of the first group
   RowOffsets offsets;        // in int8 rows
   const std::byte* weights;  // tile 0, then tile 1
+  const std::byte* ahead;    // weights to fetch meanwhile
   const std::byte* scales;   // of the panel
   float* sums;               // [rows][kPanelColumns]
 };
@@ -48,29 +49,30 @@ template <size_t kCount, size_t kAt = 0, class Body>
   }
 }
 
-// Weights as they are stored, fetched ahead.
+// Where a block reads weights from, and how many bytes of those to come it fetches for each of its
+// own units. Weights as they are stored, straight from memory:
 template <class Products, class Format>
 struct Stored {
   using Reader = typename Products::template Reader<Format>;
   static constexpr size_t kUnitBytes = weight_bytes(Format::kFormat, kUnitWeights);
-
-  // `num_units` from `ahead` on. Inlined by force: GCC takes a function that only prefetches for
-  // one without effects.
-  [[gnu::always_inline]] static inline void prefetch(const std::byte* ahead, size_t num_units) {
-    for (size_t at = 0; at < num_units * kUnitBytes; at += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead + at), _MM_HINT_T0);
-    }
-  }
+  static constexpr size_t kFetchBytes = kUnitBytes;
 };
 
-// Weights in the rows that products take, in the first cache.
-template <class Products>
+// And a chunk in the first cache, in rows as products take them, for several blocks: each fetches
+// half of the next chunk. Evenly over time, since the first cache waits for few lines at once.
+template <class Products, class Format>
 struct Decoded {
   using Reader = StoredRows<typename Products::Isa>;
   static constexpr size_t kUnitBytes = kUnitDepth / Products::kDepths * kRowBytes;
-
-  static inline void prefetch(const std::byte*, size_t) {}
+  static constexpr size_t kFetchBytes = weight_bytes(Format::kFormat, kUnitWeights) / 2;
 };
+
+// Inlined by force: GCC takes a function that only prefetches for one without effects.
+[[gnu::always_inline]] inline void prefetch(const std::byte* from, size_t num_bytes) {
+  for (size_t at = 0; at < num_bytes; at += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
+  }
+}
 
 template <class Isa, class Format>
 inline typename Isa::F32 weight_scale(const std::byte* scales, size_t group, size_t column) {
@@ -101,7 +103,7 @@ struct Block {
         tile(tile),
         tile_bytes(chunk.depth / kUnitDepth * Source::kUnitBytes),
         unit(chunk.weights + tile * tile_bytes),
-        ahead(unit + kPrefetchBytes),
+        ahead(chunk.ahead + tile * chunk.depth / kUnitDepth * Source::kFetchBytes),
         operand_at(chunk.begin / Products::kDepths * kOperandBytes) {
     for (size_t r = 0; r < kRows; ++r) rows[r] = static_cast<const std::byte*>(chunk.rows[r]);
   }
@@ -152,8 +154,8 @@ struct Block {
     const auto reader = [&](size_t v) {
       return Reader(unit + v / kTileVectors * tile_bytes + v % kTileVectors * sizeof(Partial));
     };
-    Source::prefetch(ahead, kTiles);
-    ahead += kTiles * Source::kUnitBytes;
+    prefetch(ahead, kTiles * Source::kFetchBytes);
+    ahead += kTiles * Source::kFetchBytes;
     if constexpr (kVectors == 1) {
       Reader readers[] = {reader(0)};
       add_rows(sums, readers);
@@ -230,47 +232,57 @@ inline void run_block(size_t num_rows, const Chunk& chunk) {
   }
 }
 
-// All rows over decoded weights, in blocks of even size.
-template <class Products, class Format>
-inline void run_blocks(size_t num_rows, Chunk chunk) {
-  size_t num_blocks = (num_rows + kMaxBlockRows<Products> - 1) / kMaxBlockRows<Products>;
-  for (; num_blocks > 0; --num_blocks) {
-    const size_t now = (num_rows + num_blocks - 1) / num_blocks;
-    run_block<Products, Format, Decoded<Products>>(now, chunk);
-    num_rows -= now;
-    chunk.rows += now;
-    chunk.sums += now * kPanelColumns;
-  }
-}
-
 template <class Products, class Format>
 inline constexpr bool kDecodes =
     !__is_same(typename Products::template Reader<Format>, StoredRows<typename Products::Isa>);
 
 // The chunk's weights as rows in `to`, tile after tile.
 template <class Products, class Format>
-inline void decode_chunk(const std::byte* weights, size_t depth, std::byte* to) {
+inline void decode(const Chunk& chunk, std::byte* to) {
   using Isa = typename Products::Isa;
   using From = Stored<Products, Format>;
   constexpr size_t kVectorBytes = Isa::kLanes * 4;
-  for (size_t unit = 0; unit < 2 * depth / kUnitDepth; ++unit) {
-    From::prefetch(weights + kPrefetchBytes, 1);
+  for (size_t unit = 0; unit < 2 * chunk.depth / kUnitDepth; ++unit) {
+    const size_t from = unit * From::kUnitBytes;
     for (size_t at = 0; at < kRowBytes; at += kVectorBytes) {
-      typename From::Reader reader(weights + at);
+      typename From::Reader reader(chunk.weights + from + at);
       unroll<kUnitDepth / Products::kDepths>([&](auto row) __attribute__((always_inline)) {
         Isa::store_bits(to + decltype(row)::value * kRowBytes + at, reader.row(row));
       });
     }
-    weights += From::kUnitBytes;
-    to += Decoded<Products>::kUnitBytes;
+    to += Decoded<Products, Format>::kUnitBytes;
   }
 }
 
+// All rows in blocks of even size.
+template <class Products, class Format>
+inline void run_blocks(size_t num_rows, Chunk chunk, std::byte* scratch) {
+  constexpr size_t kMax = kMaxBlockRows<Products>;
+  const std::byte* const next = chunk.ahead;
+  const size_t half = weight_bytes(Format::kFormat, chunk.depth * kPanelColumns) / 2;
+  if constexpr (kDecodes<Products, Format>) {
+    decode<Products, Format>(chunk, scratch);
+    chunk.weights = scratch;
+  }
+  for (size_t left = (num_rows + kMax - 1) / kMax; left > 0; --left) {
+    const size_t now = (num_rows + left - 1) / left;
+    chunk.ahead = next + left % 2 * half;
+    run_block<Products, Format, Decoded<Products, Format>>(now, chunk);
+    num_rows -= now;
+    chunk.rows += now;
+    chunk.sums += now * kPanelColumns;
+  }
+}
+
+// The chunk that starts at depth `begin` of a panel.
+template <class Format>
 inline Chunk chunk_of(const BlockTask& task, size_t panel, size_t begin) {
   const Depth& depth = task.depth;
   const size_t at = depth.begin + begin;  // in the uncut matrix
   const size_t length = kChunkDepth - at % kChunkDepth;
   const size_t left = depth.size - begin;
+  const std::byte* weights = task.weights + panel * task.panel_bytes +
+                             weight_bytes(Format::kFormat, begin * kPanelColumns);
   return {.rows = task.rows,
           .begin = begin,
           .depth = length < left ? length : left,
@@ -278,7 +290,8 @@ inline Chunk chunk_of(const BlockTask& task, size_t panel, size_t begin) {
           .group = depth.group,
           .group_index = at / depth.group - depth.begin / depth.group,
           .offsets = {Int8Row::scales_offset(depth), Int8Row::sums_offset(depth)},
-          .weights = task.weights + panel * task.panel_bytes,
+          .weights = weights,
+          .ahead = weights + kPrefetchBytes,
           .scales = task.scales + panel * task.panel_scale_bytes,
           .sums = task.sums + panel * task.num_rows * kPanelColumns};
 }
@@ -293,29 +306,39 @@ template <class Products, class Format>
 void multiply_few_rows(const BlockTask& task) {
   for (size_t panel = 0; panel < task.num_panels; ++panel) {
     for (size_t begin = 0; begin < task.depth.size;) {
-      Chunk chunk = chunk_of(task, panel, begin);
-      chunk.weights += weight_bytes(Format::kFormat, begin * kPanelColumns);
+      const Chunk chunk = chunk_of<Format>(task, panel, begin);
       run_block<Products, Format, Stored<Products, Format>>(task.num_rows, chunk);
       begin += chunk.depth;
     }
   }
 }
 
-// Panels of a chunk one after the other: the chunk's operands stay in the cache meanwhile.
+// From so many rows on panels take turns at each chunk: so the chunk's operands are in the cache
+// for all panels but the first. Fewer rows stay there anyway, and memory likes panels one by one.
+inline constexpr size_t kRowsForTurns = 128;
+
 template <class Products, class Format>
 void multiply_many_rows(const BlockTask& task) {
-  for (size_t begin = 0; begin < task.depth.size;) {
-    Chunk chunk;
-    for (size_t panel = 0; panel < task.num_panels; ++panel) {
-      chunk = chunk_of(task, panel, begin);
-      chunk.weights += weight_bytes(Format::kFormat, begin * kPanelColumns);
-      if constexpr (kDecodes<Products, Format>) {
-        decode_chunk<Products, Format>(chunk.weights, chunk.depth, task.decode);
-        chunk.weights = task.decode;
-      }
-      run_blocks<Products, Format>(task.num_rows, chunk);
+  for (size_t panel = 0; panel < task.num_panels; ++panel) {
+    for (size_t begin = 0; begin < task.depth.size;) {
+      const Chunk chunk = chunk_of<Format>(task, panel, begin);
+      run_blocks<Products, Format>(task.num_rows, chunk, task.decode);
+      begin += chunk.depth;
     }
-    begin += chunk.depth;
+  }
+}
+
+template <class Products, class Format>
+void multiply_in_turns(const BlockTask& task) {
+  for (size_t begin = 0; begin < task.depth.size;) {
+    const size_t end = begin + chunk_of<Format>(task, 0, begin).depth;
+    for (size_t panel = 0; panel < task.num_panels; ++panel) {
+      Chunk chunk = chunk_of<Format>(task, panel, begin);
+      const bool is_last = panel + 1 == task.num_panels;
+      chunk.ahead = chunk_of<Format>(task, is_last ? 0 : panel + 1, is_last ? end : begin).weights;
+      run_blocks<Products, Format>(task.num_rows, chunk, task.decode);
+    }
+    begin = end;
   }
 }
 
@@ -324,8 +347,10 @@ void multiply(const BlockTask& task) {
   clear_sums<typename Products::Isa>(task);
   if (task.num_rows <= kMaxBlockRows<Products>) {
     multiply_few_rows<Products, Format>(task);
-  } else {
+  } else if (task.num_rows < kRowsForTurns) {
     multiply_many_rows<Products, Format>(task);
+  } else {
+    multiply_in_turns<Products, Format>(task);
   }
 }
 

@@ -107,30 +107,39 @@ class Stage {
     position_ = position;
     num_panels_ = task.num_panels - panel > 1 ? 2 : 1;
     num_steps_ = num_decoded_ = num_groups_ = 0;
-    while (position < task.depth.size) {
-      const size_t end = group_end(task.depth, position);
+    fetched_ = readied_ = {};
+    const size_t at = task.depth.begin + position;  // in the uncut depth
+    size_t end = position + task.depth.group - at % task.depth.group;
+    first_group_ = at / task.depth.group - task.depth.begin / task.depth.group;
+    for (size_t group = first_group_; position < task.depth.size; ++group) {
+      end = least(end, task.depth.size);
       if (!has_room(end - position)) break;
-      add_group(task, position, end);
+      add_group(task, group, position, end);
       position = end;
+      end += task.depth.group;
     }
     end_ = position;
   }
 
-  // Tile by tile across, each over all steps: near to the order of memory.
-  void fetch_tile(size_t index) const {
-    const Step& step = steps_[index % num_steps_];
-    const std::byte* from = step.packed[index / num_steps_];
+  // To be called num_tiles() times: fetches a tile's weights from memory.
+  void fetch_next() {
+    const Step& step = steps_[fetched_.step];
+    const std::byte* from = step.packed[fetched_.across];
     for (size_t at = 0; at < weight_bytes(kFormat, step.depth * kTileColumns); at += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
     }
+    advance(fetched_);
   }
 
-  void ready_tile(size_t index) {
+  // As many times, before the stage is multiplied: decodes a tile if need be.
+  void ready_next() {
     if constexpr (kIsDecoded || kHasShortSteps) {
-      const Step& step = steps_[index % num_steps_];
-      const size_t across = index / num_steps_;
-      if (step.decoded == nullptr) return;
-      decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
+      const Step& step = steps_[readied_.step];
+      if (step.decoded != nullptr) {
+        decode_tile(step.packed[readied_.across], step.depth,
+                    step.decoded + readied_.across * kTileBytes);
+      }
+      advance(readied_);
     }
   }
 
@@ -153,9 +162,13 @@ class Stage {
 
   static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-  static size_t group_end(const Depth& depth, size_t position) {
-    const size_t whole = depth.group - (depth.begin + position) % depth.group;
-    return least(position + whole, depth.size);
+  // Tile by tile across, each over all steps: near to the order of memory.
+  struct Cursor {
+    size_t across;
+    size_t step;
+  };
+  void advance(Cursor& cursor) const {
+    if (++cursor.step == num_steps_) cursor = {cursor.across + 1, 0};
   }
 
   bool has_room(size_t depth) const {
@@ -164,9 +177,7 @@ class Stage {
     return num_steps_ + steps <= kMaxSteps && num_decoded_ + decoded <= kMaxDecodedSteps;
   }
 
-  void add_group(const BlockTask& task, size_t position, size_t end) {
-    const size_t index =
-        (task.depth.begin + position) / task.depth.group - task.depth.begin / task.depth.group;
+  void add_group(const BlockTask& task, size_t index, size_t position, size_t end) {
     while (position < end) {
       add_step(task, position, least(Tiles::kDepth, end - position));
       position += Tiles::kDepth;
@@ -178,7 +189,6 @@ class Stage {
   }
 
   void add_scales(const BlockTask& task, size_t index) {
-    if (num_groups_ == 0) first_group_ = index;
     float* to = groups_[num_groups_++].scales;
     for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, to += kTileColumns) {
       const std::byte* scales = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
@@ -195,21 +205,18 @@ class Stage {
     if (kIsDecoded || depth < Tiles::kDepth) {
       step.decoded = decoded_ + num_decoded_++ * kMaxTilesAcross * kTileBytes;
     }
-    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
-      step.packed[t] = packed_tile(task, panel_ + t / kTilesOfPanel, t % kTilesOfPanel, position);
-      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
-    }
-  }
-
-  static const std::byte* packed_tile(const BlockTask& task, size_t panel, size_t tile,
-                                      size_t position) {
     const size_t in_chunk = (task.depth.begin + position) % kChunkDepth;
     const size_t chunk_begin = position - least(position, in_chunk);  // the first may be cut
     const size_t chunk_end = least(position + (kChunkDepth - in_chunk), task.depth.size);
-    const size_t before =
-        chunk_begin * kPanelColumns + tile * (chunk_end - chunk_begin) * kTileColumns;
-    return task.weights + panel * task.panel_bytes +
-           weight_bytes(kFormat, before + (position - chunk_begin) * kTileColumns);
+    const size_t tile_bytes = weight_bytes(kFormat, (chunk_end - chunk_begin) * kTileColumns);
+    const size_t before = chunk_begin * kPanelColumns + (position - chunk_begin) * kTileColumns;
+    const std::byte* packed =
+        task.weights + panel_ * task.panel_bytes + weight_bytes(kFormat, before);
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
+      step.packed[t] =
+          packed + t / kTilesOfPanel * task.panel_bytes + t % kTilesOfPanel * tile_bytes;
+      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
+    }
   }
 
   static void decode_tile(const std::byte* from, size_t depth, std::byte* to) {
@@ -229,6 +236,7 @@ class Stage {
   size_t position_, end_;
   size_t first_group_;
   size_t num_steps_, num_decoded_, num_groups_;
+  Cursor fetched_, readied_;
   Step steps_[kMaxSteps];
   StageGroup groups_[kMaxSteps];
 };

@@ -9,7 +9,7 @@ namespace ktt {
 
 // kBf16  bfloat16.
 // kFp8   float8 e4m3fn, one fp32 scale for a square of 128 x 128.
-// kInt8  two's complement, -127..127, one bfloat16 scale for `group` weights of a row.
+// kInt8  two's complement, one bfloat16 scale for `group` weights of a row.
 // kInt4  value + 8 in four bits, two to a byte, the lower depth in the low bits; scales as kInt8.
 enum class WeightFormat : int32_t { kBf16 = 0, kFp8 = 1, kInt8 = 2, kInt4 = 3 };
 

@@ -48,7 +48,7 @@ struct Workspace {
 template <class Stage>
 class Preparation {
  public:
-  Preparation(Stage* next, const Stage* after, size_t num_turns)
+  Preparation(Stage* next, Stage* after, size_t num_turns)
       : next_(next),
         after_(after),
         num_to_ready_(next == nullptr ? 0 : next->num_tiles()),
@@ -58,14 +58,14 @@ class Preparation {
 
   void take_turn() {
     for (due_ += num_tiles_; due_ >= num_turns_; due_ -= num_turns_, ++num_done_) {
-      if (num_done_ < num_to_fetch_) after_->fetch_tile(num_done_);
-      if (num_done_ < num_to_ready_) next_->ready_tile(num_done_);
+      if (num_done_ < num_to_fetch_) after_->fetch_next();
+      if (num_done_ < num_to_ready_) next_->ready_next();
     }
   }
 
  private:
   Stage* next_;
-  const Stage* after_;
+  Stage* after_;
   size_t num_to_ready_;
   size_t num_to_fetch_;
   size_t num_tiles_;
@@ -249,12 +249,12 @@ inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
 }
 
 template <class Stage>
-inline void fetch(const Stage& stage) {
-  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.fetch_tile(i);
+inline void fetch(Stage& stage) {
+  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.fetch_next();
 }
 template <class Stage>
 inline void make_ready(Stage& stage) {
-  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.ready_tile(i);
+  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.ready_next();
 }
 
 template <class Tiles, class Format>

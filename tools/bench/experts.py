@@ -36,7 +36,7 @@ FORMATS = ("bf16", "fp8", "int8", "int4")
 ACTIVATIONS = ("float32", "bfloat16", "int8")
 INT_FORMATS = ("int8", "int4")  # of weights; these also take int8 activations
 NUM_ROUTINGS = 16
-ROUNDS = 4  # of forwards; between them the machine's read bandwidth is measured
+ROUNDS = 8  # of forwards; between them the machine's read bandwidth is measured
 LEAST_FORWARDS = 3
 ALL_HUGE = 0.95  # a page or two may be lacking
 

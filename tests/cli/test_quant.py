@@ -62,7 +62,7 @@ def test_what_cannot_work_is_exit_code_2(
         (
             OSError(28, "No space left on device"),
             1,
-            "No space left on device; once that is mended --resume",
+            "device; once that is mended --resume goes on",
         ),
         (KeyboardInterrupt(), 130, "interrupted; --resume goes on"),
     ],

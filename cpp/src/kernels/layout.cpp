@@ -2,8 +2,6 @@
 
 #include <immintrin.h>
 
-#include <algorithm>
-
 namespace ktt {
 namespace {
 
@@ -119,7 +117,7 @@ void unpack_tile(const std::byte* tile, size_t row_bytes, size_t num_words, std:
 template <class Fn>
 void for_each_chunk(WeightFormat format, const Depth& depth, Fn fn) {
   for (size_t at = 0, end = depth.first_chunk(); at < depth.size; end += kChunkDepth) {
-    const size_t next = std::min(end, depth.size);
+    const size_t next = end < depth.size ? end : depth.size;
     fn(weight_bytes(format, at), weight_bytes(format, next - at));
     at = next;
   }

@@ -27,6 +27,7 @@ class Grouping {
   // Throws Error for an id of no expert, or of one that is not `is_set`.
   void group(const Choices& choices, const std::vector<bool>& is_set);
 
+  size_t num_positions() const { return active_.empty() ? 0 : end_position(active_.back()); }
   size_t num_positions(size_t expert) const { return first_[expert + 1] - first_[expert]; }
   size_t first_position(size_t expert) const { return first_[expert]; }
   size_t end_position(size_t expert) const { return first_[expert + 1]; }

@@ -55,6 +55,7 @@ Scratch::Need Layer::scratch_need() const {
   Scratch::Need need;
   need.num_experts = shape_.num_experts;
   need.num_choices = num_choices;
+  need.num_output_panels = shape_.hidden_size / kPanelColumns;
   need.operand_bytes = (limits_.max_tokens + kRowPadding) * operand_row;
   if (num_choices >= kernels_.min_tile_rows) {
     need.gathered_bytes = (num_choices + kRowPadding) * operand_row;
@@ -66,9 +67,10 @@ Scratch::Need Layer::scratch_need() const {
   for (size_t part = 0; part < slices_.size(); ++part) {
     const ExpertSlice& slice = slices_[part];
     need.parts.push_back(
-        {std::max(num_chunks * slice.num_gate_up_panels(), slice.num_down_panels()),
+        {num_chunks * std::max(slice.num_gate_up_panels(), slice.num_down_panels()),
          kernels_.quantizes ? num_choices * slice.width() * kernels_.value_bytes : 0,
          (num_choices + kRowPadding) * activation_row_[part],
+         std::min(num_choices * shape_.hidden_size * sizeof(float), engine_->product_bytes),
          is_whole ? 0 : limits_.max_tokens * shape_.hidden_size * sizeof(float)});
   }
   return need;

@@ -30,13 +30,22 @@ struct LayerLimits {
   size_t max_top_k;
 };
 
+// Up to so many bytes the products of down are kept until all experts have theirs, so that a thread
+// reads an expert's weights in long stretches; beyond, experts are added up one after the other.
+inline constexpr size_t kProductBytes = size_t{32} << 20;
+
 // A pool with the kernels its layers use; shared by them.
 struct Engine {
-  Engine(const PoolOptions& options, Dispatch chosen)
-      : pool(options), dispatch(chosen), scratch(pool), jobs(pool) {}
+  Engine(const PoolOptions& options, Dispatch chosen, size_t max_product_bytes = kProductBytes)
+      : pool(options),
+        dispatch(chosen),
+        product_bytes(max_product_bytes),
+        scratch(pool),
+        jobs(pool) {}
 
   Pool pool;
   Dispatch dispatch;
+  size_t product_bytes;
   Scratch scratch;
   JobQueue jobs;
 };

@@ -79,8 +79,23 @@ std::byte* Layer::Run::values_row(size_t part, size_t position) const {
   return scratch_.parts[part].values.data() + position * values_row_bytes(part);
 }
 
+float* Layer::Run::products(size_t part, const Grouping::Chunk& chunk, size_t panel) const {
+  return scratch_.parts[part].products.as<float>() + chunk.first_position * hidden_ +
+         panel * chunk.num_rows * kPanelColumns;
+}
+
 float* Layer::Run::part_totals(size_t part, size_t panel) const {
   return scratch_.parts[part].totals.as<float>() + panel * num_tokens_ * kPanelColumns;
+}
+
+// Calls fn for as many of a task's panels as suit the kernels, after each other.
+template <class Fn>
+void Layer::Run::for_each_call(const PanelRange& task, Fn fn) const {
+  const uint32_t most = static_cast<uint32_t>(kernels_.num_panels);
+  const uint32_t end = task.first + task.count;
+  for (uint32_t first = task.first; first < end; first += most) {
+    fn(PanelRange{task.chunk, first, std::min(most, end - first)});
+  }
 }
 
 // The caller's rows do as they are if they are operands already; not for tiles, which read some
@@ -129,21 +144,21 @@ void Layer::Run::make_operands(size_t token) const {
   }
 }
 
-void Layer::Run::multiply(Pool::Place place, const Panels& panels, size_t first, size_t count,
-                          size_t num_rows, size_t row_stride) const {
+void Layer::Run::multiply(Pool::Place place, const Panels& panels, PanelRange range, Rows rows,
+                          float* sums) const {
   const Scratch::Worker& worker = *scratch_.workers[place.worker];
   BlockTask task;
   task.rows = worker.rows;
-  task.row_stride = row_stride;
-  task.num_rows = num_rows;
-  task.weights = panels.weights + first * panels.panel_bytes;
+  task.row_stride = rows.stride;
+  task.num_rows = rows.count;
+  task.weights = panels.weights + range.first * panels.panel_bytes;
   task.panel_bytes = panels.panel_bytes;
   task.scales =
-      panels.scales == nullptr ? nullptr : panels.scales + first * panels.panel_scale_bytes;
+      panels.scales == nullptr ? nullptr : panels.scales + range.first * panels.panel_scale_bytes;
   task.panel_scale_bytes = panels.panel_scale_bytes;
-  task.num_panels = count;
+  task.num_panels = range.count;
   task.depth = panels.depth;
-  task.sums = worker.sums;
+  task.sums = sums;
   task.decode = worker.decode;
   multiply_(task);
 }
@@ -154,9 +169,11 @@ void Layer::Run::run_gate_up() {
     const ExpertSlice& slice = layer_.slices_[part];
     const size_t num_panels = slice.num_gate_up_panels();
     Scratch::Part& scratch = scratch_.parts[part];
-    cut_by_chunks({pool_.num_threads(part), num_panels, slice.gate_up_panel_bytes(),
-                   kernels_.num_panels, std::max<size_t>(num_panels, 1)},
-                  chunks, scratch.tasks);
+    const size_t num_threads = pool_.num_threads(part);
+    const size_t unit = unit_of(num_threads, num_panels * chunks.size(), kernels_.num_panels);
+    cut_by_chunks(
+        {num_threads, num_panels, slice.gate_up_panel_bytes(), unit, round_up(num_panels, unit)},
+        chunks, scratch.tasks);
     scratch_.counts[part] = scratch.tasks.size();
     if (!kernels_.quantizes) continue;
     for (size_t c = 0; c < chunks.size(); ++c) {
@@ -176,21 +193,20 @@ void Layer::Run::gate_up(Pool::Place place, const PanelRange& task) {
   const Grouping::Chunk& chunk = groups_.chunks()[task.chunk];
   const Panels panels = layer_.slices_[part].gate_up(chunk.expert);
   Scratch::Worker& worker = *scratch_.workers[place.worker];
-  const size_t stride = point_to_operands(chunk, worker.rows);
+  const size_t stride = point_to_operands(place, chunk);
   const size_t first_row = chunk.first_position;
   std::byte* values =
       kernels_.quantizes ? values_row(part, first_row) : activation_row(part, first_row);
   const size_t value_stride =
       kernels_.quantizes ? values_row_bytes(part) : layer_.activation_row_[part];
-  const size_t end = task.first + task.count;
-  for (size_t panel = task.first, count; panel < end; panel += count) {
-    count = std::min(kernels_.num_panels, end - panel);
-    multiply(place, panels, panel, count, chunk.num_rows, stride);
-    for (size_t i = 0; i < count; ++i) {
+  for_each_call(task, [&](const PanelRange& call) {
+    multiply(place, panels, call, {chunk.num_rows, stride}, worker.sums);
+    for (size_t i = 0; i < call.count; ++i) {
       kernels_.swiglu(worker.sums + i * chunk.num_rows * kPanelColumns, chunk.num_rows,
-                      values + (panel + i) * kTileColumns * kernels_.value_bytes, value_stride);
+                      values + (call.first + i) * kTileColumns * kernels_.value_bytes,
+                      value_stride);
     }
-  }
+  });
   if (!kernels_.quantizes) return;
   auto& open = scratch_.parts[part].open_panels[task.chunk];
   if (open.fetch_sub(task.count, std::memory_order_acq_rel) == task.count) quantise(part, chunk);
@@ -204,8 +220,8 @@ void Layer::Run::quantise(size_t part, const Grouping::Chunk& chunk) const {
   }
 }
 
-// Returns the stride of the rows if they lie side by side, else 0.
-size_t Layer::Run::point_to_operands(const Grouping::Chunk& chunk, const void** rows) const {
+size_t Layer::Run::point_to_operands(Pool::Place place, const Grouping::Chunk& chunk) const {
+  const void** rows = scratch_.workers[place.worker]->rows;
   const bool gathered = is_gathered(chunk.expert);
   for (size_t i = 0; i < chunk.num_rows; ++i) {
     const size_t position = chunk.first_position + i;
@@ -215,64 +231,120 @@ size_t Layer::Run::point_to_operands(const Grouping::Chunk& chunk, const void** 
   return uses_tiles(chunk.expert) ? operand_row_ : 0;
 }
 
-// A task is some output columns for all tokens and experts: every task costs the same, and a
-// token's experts are added in the order of their ids whatever else is in the batch.
 void Layer::Run::run_down() {
-  const bool is_whole = pool_.num_parts() == 1;
+  const size_t product_bytes = groups_.num_positions() * hidden_ * sizeof(float);
+  if (product_bytes <= layer_.engine_->product_bytes) {
+    run_down_by_chunks();
+  } else {
+    run_down_by_columns();
+  }
+}
+
+// A task is some output columns of one expert for a chunk of its rows. Whoever finishes the last
+// chunk of some columns adds the experts up there, in the order of their ids.
+void Layer::Run::run_down_by_chunks() {
+  const auto& chunks = groups_.chunks();
+  const size_t num_panels = hidden_ / kPanelColumns;
+  down_unit_ = unit_of(pool_.num_threads(0), num_panels * chunks.size(),
+                       std::min(kernels_.num_panels, panels_of_totals(num_tokens_)));
   for (size_t part = 0; part < pool_.num_parts(); ++part) {
     const ExpertSlice& slice = layer_.slices_[part];
-    const size_t num_panels = slice.num_down_panels();
-    const size_t most = is_whole ? panels_of_totals(num_tokens_) : num_panels;
-    cut_by_panels(
-        {pool_.num_threads(part), num_panels, slice.down_panel_bytes(), kernels_.num_panels,
-         std::clamp<size_t>(most, 1, std::max<size_t>(num_panels, 1))},
-        groups_.chunks(), scratch_.parts[part].tasks);
+    Scratch::Part& scratch = scratch_.parts[part];
+    cut_by_chunks({pool_.num_threads(part), slice.num_down_panels(), slice.down_panel_bytes(),
+                   down_unit_, round_up(num_panels, down_unit_)},
+                  chunks, scratch.tasks);
+    scratch_.counts[part] = scratch.tasks.size();
+    for (size_t unit = 0; unit < ceil_div(num_panels, down_unit_); ++unit) {
+      scratch.open_chunks[unit].store(static_cast<uint32_t>(chunks.size()),
+                                      std::memory_order_relaxed);
+    }
+  }
+  pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
+    const KernelScope scope(table_);
+    const PanelRange& task = scratch_.parts[place.part].tasks[i];
+    const Grouping::Chunk& chunk = groups_.chunks()[task.chunk];
+    const Panels panels = layer_.slices_[place.part].down(chunk.expert);
+    const size_t stride = point_to_activations(place, chunk);
+    for_each_call(task, [&](const PanelRange& call) {
+      multiply(place, panels, call, {chunk.num_rows, stride},
+               products(place.part, chunk, call.first));
+    });
+    close_columns(place, task);
+  });
+}
+
+void Layer::Run::close_columns(Pool::Place place, const PanelRange& task) {
+  auto* open = scratch_.parts[place.part].open_chunks.get();
+  const size_t num_panels = hidden_ / kPanelColumns;
+  for (size_t first = task.first; first < task.first + task.count; first += down_unit_) {
+    if (open[first / down_unit_].fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
+    const size_t count = std::min(down_unit_, num_panels - first);
+    sum_columns(place, first, count, [&](const Grouping::Chunk& chunk, float* totals) {
+      add(chunk, products(place.part, chunk, first), count, totals);
+    });
+  }
+}
+
+// A task is some output columns for all tokens and experts.
+void Layer::Run::run_down_by_columns() {
+  for (size_t part = 0; part < pool_.num_parts(); ++part) {
+    const ExpertSlice& slice = layer_.slices_[part];
+    cut_by_panels({pool_.num_threads(part), slice.num_down_panels(), slice.down_panel_bytes(), 1,
+                   std::min(kernels_.num_panels, panels_of_totals(num_tokens_))},
+                  groups_.chunks(), scratch_.parts[part].tasks);
     scratch_.counts[part] = scratch_.parts[part].tasks.size();
   }
   pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
     const KernelScope scope(table_);
     const PanelRange& task = scratch_.parts[place.part].tasks[i];
-    if (!is_whole) {
-      down(place, task, part_totals(place.part, task.first));
-      return;
-    }
-    float* totals = scratch_.workers[place.worker]->totals;
-    down(place, task, totals);
-    for (size_t panel = 0; panel < task.count; ++panel) {
-      write(totals + panel * num_tokens_ * kPanelColumns, task.first + panel);
-    }
+    float* sums = scratch_.workers[place.worker]->sums;
+    sum_columns(place, task.first, task.count, [&](const Grouping::Chunk& chunk, float* totals) {
+      const Panels panels = layer_.slices_[place.part].down(chunk.expert);
+      const size_t stride = point_to_activations(place, chunk);
+      multiply(place, panels, task, {chunk.num_rows, stride}, sums);
+      add(chunk, sums, task.count, totals);
+    });
   });
 }
 
-void Layer::Run::down(Pool::Place place, const PanelRange& task, float* totals) {
-  std::fill_n(totals, task.count * num_tokens_ * kPanelColumns, 0.0f);
+// Adds up all experts' chunks for some columns, in order: the same whatever else is in the batch.
+template <class AddChunk>
+void Layer::Run::sum_columns(Pool::Place place, size_t first, size_t count, AddChunk add_chunk) {
+  const bool is_whole = pool_.num_parts() == 1;
+  float* totals =
+      is_whole ? scratch_.workers[place.worker]->totals : part_totals(place.part, first);
+  std::fill_n(totals, count * num_tokens_ * kPanelColumns, 0.0f);
   for (const uint32_t expert : groups_.active()) {
-    const Panels panels = layer_.slices_[place.part].down(expert);
     const size_t end = groups_.end_position(expert);
     const size_t num_rows = groups_.rows_per_chunk(expert);
     for (size_t p = groups_.first_position(expert); p < end; p += num_rows) {
-      add_chunk(place, panels, task, {expert, p, std::min(num_rows, end - p)}, totals);
+      add_chunk({expert, p, std::min(num_rows, end - p)}, totals);
+    }
+  }
+  if (!is_whole) return;
+  for (size_t token = 0; token < num_tokens_; ++token) {
+    for (size_t i = 0; i < count; ++i) {
+      write(totals + (i * num_tokens_ + token) * kPanelColumns, token, first + i);
     }
   }
 }
 
-void Layer::Run::add_chunk(Pool::Place place, const Panels& panels, const PanelRange& task,
-                           const Grouping::Chunk& chunk, float* totals) {
-  Scratch::Worker& worker = *scratch_.workers[place.worker];
+void Layer::Run::add(const Grouping::Chunk& chunk, const float* sums, size_t num_panels,
+                     float* totals) const {
+  for (size_t i = 0; i < num_panels; ++i) {
+    table_.accumulate(sums + i * chunk.num_rows * kPanelColumns,
+                      groups_.weight_of() + chunk.first_position,
+                      groups_.token_of() + chunk.first_position, chunk.num_rows,
+                      totals + i * num_tokens_ * kPanelColumns);
+  }
+}
+
+size_t Layer::Run::point_to_activations(Pool::Place place, const Grouping::Chunk& chunk) const {
+  const void** rows = scratch_.workers[place.worker]->rows;
   for (size_t i = 0; i < chunk.num_rows; ++i) {
-    worker.rows[i] = activation_row(place.part, chunk.first_position + i);
+    rows[i] = activation_row(place.part, chunk.first_position + i);
   }
-  for (size_t done = 0, count; done < task.count; done += count) {
-    count = std::min<size_t>(kernels_.num_panels, task.count - done);
-    multiply(place, panels, task.first + done, count, chunk.num_rows,
-             layer_.activation_row_[place.part]);
-    for (size_t i = 0; i < count; ++i) {
-      table_.accumulate(worker.sums + i * chunk.num_rows * kPanelColumns,
-                        groups_.weight_of() + chunk.first_position,
-                        groups_.token_of() + chunk.first_position, chunk.num_rows,
-                        totals + (done + i) * num_tokens_ * kPanelColumns);
-    }
-  }
+  return layer_.activation_row_[place.part];
 }
 
 // Adds the parts' totals, in the order of the parts.
@@ -293,18 +365,12 @@ void Layer::Run::sum_parts() {
         const float* row = part_totals(part, panel) + token * kPanelColumns;
         for (size_t c = 0; c < kPanelColumns; ++c) total[c] += row[c];
       }
-      write_row(total, token, panel);
+      write(total, token, panel);
     }
   });
 }
 
-void Layer::Run::write(const float* totals, size_t panel) const {
-  for (size_t token = 0; token < num_tokens_; ++token) {
-    write_row(totals + token * kPanelColumns, token, panel);
-  }
-}
-
-void Layer::Run::write_row(const float* total, size_t token, size_t panel) const {
+void Layer::Run::write(const float* total, size_t token, size_t panel) const {
   const size_t offset = token * x_row_ + panel * kPanelColumns * dtype_bytes(args_.dtype);
   finish_(total, static_cast<std::byte*>(args_.out) + offset);
 }

@@ -1,7 +1,7 @@
 // One forward under way: two parallel regions (three when the pool has several parts, plus one to
 // make operands when there are many tokens). First gate, up and activation function for each
-// expert; then, for blocks of output columns, down and the weighted sum over all experts, in order
-// of their ids.
+// expert; then down and, column by column, the weighted sum over all experts, in order of their
+// ids.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +33,7 @@ class Layer::Run {
   std::byte* activation_row(size_t part, size_t position) const;
   std::byte* values_row(size_t part, size_t position) const;
   size_t values_row_bytes(size_t part) const;
+  float* products(size_t part, const Grouping::Chunk& chunk, size_t panel) const;
   float* part_totals(size_t part, size_t panel) const;
 
   void write_zeros() const;
@@ -43,19 +44,29 @@ class Layer::Run {
   void run_gate_up();
   void gate_up(Pool::Place place, const PanelRange& task);
   void quantise(size_t part, const Grouping::Chunk& chunk) const;
-  size_t point_to_operands(const Grouping::Chunk& chunk, const void** rows) const;
 
   void run_down();
-  void down(Pool::Place place, const PanelRange& task, float* totals);
-  void add_chunk(Pool::Place place, const Panels& panels, const PanelRange& task,
-                 const Grouping::Chunk& chunk, float* totals);
+  void run_down_by_chunks();
+  void run_down_by_columns();
+  void close_columns(Pool::Place place, const PanelRange& task);
+  template <class AddChunk>
+  void sum_columns(Pool::Place place, size_t first, size_t count, AddChunk add_chunk);
+  void add(const Grouping::Chunk& chunk, const float* sums, size_t num_panels, float* totals) const;
   void sum_parts();
+  void write(const float* total, size_t token, size_t panel) const;
 
-  // The product of some panels with rows the worker points to, in its sums.
-  void multiply(Pool::Place place, const Panels& panels, size_t first, size_t count,
-                size_t num_rows, size_t row_stride) const;
-  void write(const float* totals, size_t panel) const;
-  void write_row(const float* total, size_t token, size_t panel) const;
+  // Let the worker point to a chunk's rows; return their stride if they lie side by side, else 0.
+  size_t point_to_operands(Pool::Place place, const Grouping::Chunk& chunk) const;
+  size_t point_to_activations(Pool::Place place, const Grouping::Chunk& chunk) const;
+  template <class Fn>
+  void for_each_call(const PanelRange& task, Fn fn) const;
+  // The product of some panels with the rows the worker points to.
+  struct Rows {
+    size_t count;
+    size_t stride;
+  };
+  void multiply(Pool::Place place, const Panels& panels, PanelRange range, Rows rows,
+                float* sums) const;
 
   Layer& layer_;
   const ForwardArgs& args_;
@@ -73,6 +84,7 @@ class Layer::Run {
   void (*const finish_)(const float* totals, void* out);
   const std::byte* rows_ = nullptr;  // each token's operands, ours or the caller's
   bool makes_operands_ = false;
+  size_t down_unit_ = 1;  // panels whose products are added up together
 };
 
 }  // namespace ktt

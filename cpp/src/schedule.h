@@ -21,9 +21,12 @@ struct Cut {
   size_t num_threads;
   size_t num_panels;   // of each matrix
   size_t panel_bytes;  // of one expert
-  size_t per_call;     // panels that suit the kernels
-  size_t most;         // panels of a task
+  size_t unit;         // panels that are not parted
+  size_t most;         // panels of a task, a multiple of the unit
 };
+
+// A unit small enough to even out among the threads, of at most `most` panels; a power of two.
+size_t unit_of(size_t num_threads, size_t num_panels, size_t most);
 
 // Tasks of some panels each for every chunk of the grouping.
 void cut_by_chunks(const Cut& cut, const std::vector<Grouping::Chunk>& chunks,

@@ -29,11 +29,16 @@ void Scratch::reserve(const Need& need) {
     if (num_chunks_ < num_chunks) {
       parts[i].open_panels = std::make_unique<std::atomic<uint32_t>[]>(num_chunks);
     }
+    if (num_output_panels_ < need.num_output_panels) {
+      parts[i].open_chunks = std::make_unique<std::atomic<uint32_t>[]>(need.num_output_panels);
+    }
     grow(parts[i].values, part.values_bytes, pool_.memory_node(i));
     grow(parts[i].activation, part.activation_bytes, pool_.memory_node(i));
+    grow(parts[i].products, part.product_bytes, pool_.memory_node(i));
     grow(parts[i].totals, part.totals_bytes, pool_.memory_node(i));
   }
   num_chunks_ = std::max(num_chunks_, num_chunks);
+  num_output_panels_ = std::max(num_output_panels_, need.num_output_panels);
   for (size_t i = 0; i < workers.size(); ++i) reserve_worker(i, need.worker_totals_bytes);
 }
 

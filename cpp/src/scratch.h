@@ -28,11 +28,13 @@ struct Scratch {
     size_t num_tasks;
     size_t values_bytes;
     size_t activation_bytes;
+    size_t product_bytes;
     size_t totals_bytes;
   };
   struct Need {
     size_t num_experts = 0;
     size_t num_choices = 0;
+    size_t num_output_panels = 0;
     size_t operand_bytes = 0;
     size_t gathered_bytes = 0;
     size_t worker_totals_bytes = 0;
@@ -44,7 +46,10 @@ struct Scratch {
     std::unique_ptr<std::atomic<uint32_t>[]> open_panels;
     Buffer values;      // [positions, width of the slice] fp32, before they are quantised
     Buffer activation;  // [positions + padding, width of the slice], operands of down
-    Buffer totals;      // [panels of hidden][tokens][kPanelColumns] fp32, if there are other parts
+    Buffer products;    // [chunks][panels of hidden][rows of the chunk][kPanelColumns] fp32
+    // [panels of hidden, or fewer]: chunks whose products are not there yet.
+    std::unique_ptr<std::atomic<uint32_t>[]> open_chunks;
+    Buffer totals;  // [panels of hidden][tokens][kPanelColumns] fp32, if there are other parts
   };
   struct Worker {
     const void* rows[kMaxRows];  // of the running kernel call
@@ -69,6 +74,7 @@ struct Scratch {
 
   const Pool& pool_;
   size_t num_chunks_ = 0;
+  size_t num_output_panels_ = 0;
 };
 
 }  // namespace ktt

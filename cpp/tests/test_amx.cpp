@@ -366,6 +366,13 @@ TEST(long_depths_and_full_calls) {
   }
 }
 
+// Stages then go by depth over all panels, not panel after panel.
+TEST(more_rows_than_the_cache_holds) {
+  for (const Activation mode : {Activation::kBfloat16, Activation::kInt8}) {
+    check_kernel(mode, kInt4, {4224, 64, 128}, 5, kMaxRows, {16});
+  }
+}
+
 // Where the sums of int8 reach furthest: 128 products of 127 * 127.
 TEST(largest_int8_sums_are_exact) {
   const Depth depth{128, 0, 128};

@@ -227,6 +227,22 @@ TEST(many_rows_of_one_expert_are_cut_into_tasks) {
   }
 }
 
+// Whether all products fit the memory that is set aside for them must not show.
+TEST(experts_added_up_one_after_the_other_give_the_same) {
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kInt8}) {
+    const Case c(shape_of(format, 160, 96), Batch(37, 160, 5));
+    for_each_way(format, [&](const KernelTable& table, Activation mode) {
+      for (const size_t num_parts : {1, 2}) {
+        const auto options = options_of(2, num_parts);
+        auto engine = std::make_shared<Engine>(options, Dispatch{Isa::kAuto, &table}, 0);
+        Layer layer(engine, c.shape, mode, LayerLimits{c.batch.num_tokens, kTopK});
+        for (size_t e = 0; e < kExperts; ++e) layer.set_expert(e, c.experts[e].source());
+        CHECK(run(layer, c.batch) == run(*layer_of(c, table, mode, options), c.batch));
+      }
+    });
+  }
+}
+
 TEST(no_token_is_fine) {
   const Case c(shape_of(WeightFormat::kBf16, 64, 32), Batch(1, 64, 5));
   const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 1));

@@ -24,7 +24,6 @@ struct Span {
   float* totals;            // of the first row and panel
   size_t panel_stride;      // of totals
   size_t num_rows;
-  bool is_first;  // totals hold nothing yet
 };
 
 template <class Tiles, size_t kPanels>
@@ -57,7 +56,6 @@ class Fold {
   // By value: what is stored to totals could otherwise be the span itself.
   template <size_t kGroups>
   static inline void add_rows(const Span span, size_t row, size_t end) {
-    const __mmask16 is_there = span.is_first ? 0 : 0xFFFF;
     __m512 scales[kGroups][kVectors];
 #pragma GCC unroll 2
     for (size_t g = 0; g < kGroups; ++g) {
@@ -74,7 +72,7 @@ class Fold {
       for (size_t v = 0; v < kVectors; ++v) {
         float* total = span.totals + v / kTilesOfPanel * span.panel_stride + row * kPanelColumns +
                        v % kTilesOfPanel * kTileColumns;
-        __m512 sum = _mm512_maskz_loadu_ps(is_there, total);
+        __m512 sum = _mm512_loadu_ps(total);
 #pragma GCC unroll 2
         for (size_t g = 0; g < kGroups; ++g) {
           const float* part = span.sums + g * kGroupFloats + row * kColumns + v * kTileColumns;

@@ -1,6 +1,6 @@
 // A stage: as much of one or two neighbouring panels as stays in the first cache while all rows
 // pass, laid out as the list of tiles to multiply with. While one stage is multiplied the next one
-// is made ready tile by tile.
+// is made ready tile by tile, and the one after it is fetched from memory.
 #pragma once
 
 #include <immintrin.h>
@@ -79,12 +79,6 @@ struct QuadTiles {
   }
 };
 
-inline void prefetch_to_l2(const std::byte* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
-  }
-}
-
 // One tile's depth of every tile across.
 struct Step {
   const std::byte* packed[kMaxTilesAcross];
@@ -105,39 +99,48 @@ class Stage {
  public:
   using Tiles = Tiles_;
 
-  explicit Stage(std::byte* decoded) : decoded_(decoded) {}
-
   // Takes as many whole groups from `position` of a panel's depth on as there is room for, so that
   // what is summed before it is scaled depends on nothing but the slice's depth.
-  void plan(const BlockTask& task, size_t panel, size_t position) {
+  void plan(const BlockTask& task, size_t panel, size_t position, std::byte* decoded) {
+    decoded_ = decoded;
     panel_ = panel;
     position_ = position;
     num_panels_ = task.num_panels - panel > 1 ? 2 : 1;
     num_steps_ = num_decoded_ = num_groups_ = 0;
-    while (position < task.depth.size) {
-      const size_t end = group_end(task.depth, position);
+    fetched_ = readied_ = {};
+    const size_t at = task.depth.begin + position;  // in the uncut depth
+    size_t end = position + task.depth.group - at % task.depth.group;
+    first_group_ = at / task.depth.group - task.depth.begin / task.depth.group;
+    for (size_t group = first_group_; position < task.depth.size; ++group) {
+      end = least(end, task.depth.size);
       if (!has_room(end - position)) break;
-      add_group(task, position, end);
+      add_group(task, group, position, end);
       position = end;
+      end += task.depth.group;
     }
     end_ = position;
   }
 
-  // Tile by tile across, each over all steps: near to the order of memory.
-  void ready_tile(size_t index) {
-    const Step& step = steps_[index % num_steps_];
-    const size_t across = index / num_steps_;
-    if constexpr (kIsDecoded || kHasShortSteps) {
-      if (step.decoded != nullptr) {
-        decode_tile(step.packed[across], step.depth, step.decoded + across * kTileBytes);
-        return;
-      }
+  // To be called num_tiles() times: fetches a tile's weights from memory.
+  void fetch_next() {
+    const Step& step = steps_[fetched_.step];
+    const std::byte* from = step.packed[fetched_.across];
+    for (size_t at = 0; at < weight_bytes(kFormat, step.depth * kTileColumns); at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
     }
-    prefetch_to_l2(step.packed[across], kTileBytes);
+    advance(fetched_);
   }
 
-  void ready_all() {
-    for (size_t i = 0; i < num_tiles(); ++i) ready_tile(i);
+  // As many times, before the stage is multiplied: decodes a tile if need be.
+  void ready_next() {
+    if constexpr (kIsDecoded || kHasShortSteps) {
+      const Step& step = steps_[readied_.step];
+      if (step.decoded != nullptr) {
+        decode_tile(step.packed[readied_.across], step.depth,
+                    step.decoded + readied_.across * kTileBytes);
+      }
+      advance(readied_);
+    }
   }
 
   size_t num_tiles() const { return num_steps_ * num_panels_ * kTilesOfPanel; }
@@ -147,6 +150,7 @@ class Stage {
   const StageGroup& group(size_t i) const { return groups_[i]; }
   size_t first_group() const { return first_group_; }  // among the slice's groups
   size_t panel() const { return panel_; }
+  std::byte* decoded() const { return decoded_; }
   size_t num_panels() const { return num_panels_; }
   size_t position() const { return position_; }
   size_t end() const { return end_; }
@@ -158,9 +162,13 @@ class Stage {
 
   static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
-  static size_t group_end(const Depth& depth, size_t position) {
-    const size_t whole = depth.group - (depth.begin + position) % depth.group;
-    return least(position + whole, depth.size);
+  // Tile by tile across, each over all steps: near to the order of memory.
+  struct Cursor {
+    size_t across;
+    size_t step;
+  };
+  void advance(Cursor& cursor) const {
+    if (++cursor.step == num_steps_) cursor = {cursor.across + 1, 0};
   }
 
   bool has_room(size_t depth) const {
@@ -169,9 +177,7 @@ class Stage {
     return num_steps_ + steps <= kMaxSteps && num_decoded_ + decoded <= kMaxDecodedSteps;
   }
 
-  void add_group(const BlockTask& task, size_t position, size_t end) {
-    const size_t index =
-        (task.depth.begin + position) / task.depth.group - task.depth.begin / task.depth.group;
+  void add_group(const BlockTask& task, size_t index, size_t position, size_t end) {
     while (position < end) {
       add_step(task, position, least(Tiles::kDepth, end - position));
       position += Tiles::kDepth;
@@ -183,7 +189,6 @@ class Stage {
   }
 
   void add_scales(const BlockTask& task, size_t index) {
-    if (num_groups_ == 0) first_group_ = index;
     float* to = groups_[num_groups_++].scales;
     for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t, to += kTileColumns) {
       const std::byte* scales = task.scales + (panel_ + t / kTilesOfPanel) * task.panel_scale_bytes;
@@ -200,32 +205,25 @@ class Stage {
     if (kIsDecoded || depth < Tiles::kDepth) {
       step.decoded = decoded_ + num_decoded_++ * kMaxTilesAcross * kTileBytes;
     }
-    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
-      step.packed[t] = packed_tile(task, panel_ + t / kTilesOfPanel, t % kTilesOfPanel, position);
-      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
-    }
-  }
-
-  static const std::byte* packed_tile(const BlockTask& task, size_t panel, size_t tile,
-                                      size_t position) {
     const size_t in_chunk = (task.depth.begin + position) % kChunkDepth;
     const size_t chunk_begin = position - least(position, in_chunk);  // the first may be cut
     const size_t chunk_end = least(position + (kChunkDepth - in_chunk), task.depth.size);
-    const size_t before =
-        chunk_begin * kPanelColumns + tile * (chunk_end - chunk_begin) * kTileColumns;
-    return task.weights + panel * task.panel_bytes +
-           weight_bytes(kFormat, before + (position - chunk_begin) * kTileColumns);
+    const size_t tile_bytes = weight_bytes(kFormat, (chunk_end - chunk_begin) * kTileColumns);
+    const size_t before = chunk_begin * kPanelColumns + (position - chunk_begin) * kTileColumns;
+    const std::byte* packed =
+        task.weights + panel_ * task.panel_bytes + weight_bytes(kFormat, before);
+    for (size_t t = 0; t < num_panels_ * kTilesOfPanel; ++t) {
+      step.packed[t] =
+          packed + t / kTilesOfPanel * task.panel_bytes + t % kTilesOfPanel * tile_bytes;
+      step.tile[t] = step.decoded == nullptr ? step.packed[t] : step.decoded + t * kTileBytes;
+    }
   }
 
   static void decode_tile(const std::byte* from, size_t depth, std::byte* to) {
     constexpr size_t kFrom = weight_bytes(kFormat, kUnitDepth * kTileColumns);
     constexpr size_t kTo = kUnitDepth * kTileColumns * Tiles::kElementBytes;
-    // Two stages of this panel ahead: the next stage is being decoded.
-    constexpr size_t kAhead =
-        weight_bytes(kFormat, kMaxDecodedSteps * Tiles::kDepth * kPanelColumns);
     size_t d = 0;
     for (; d < depth; d += kUnitDepth, from += kFrom, to += kTo) {
-      prefetch_to_l2(from + kAhead, kFrom);
       Tiles::template decode<Format>(from, to);
     }
     for (; d < Tiles::kDepth; d += kUnitDepth, to += kTo) {
@@ -238,6 +236,7 @@ class Stage {
   size_t position_, end_;
   size_t first_group_;
   size_t num_steps_, num_decoded_, num_groups_;
+  Cursor fetched_, readied_;
   Step steps_[kMaxSteps];
   StageGroup groups_[kMaxSteps];
 };

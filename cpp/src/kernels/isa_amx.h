@@ -43,23 +43,34 @@ struct Workspace {
   alignas(64) std::byte rows[kMaxSteps * kTileBytes] = {};
 };
 
-// Readies the next stage in even shares between the steps of this one.
+// What goes on in even shares between the steps of a stage: the next one is made ready, the one
+// after it is fetched from memory. Either may be missing.
 template <class Stage>
 class Preparation {
  public:
-  Preparation(Stage* next, size_t num_turns)
-      : next_(next), num_tiles_(next == nullptr ? 0 : next->num_tiles()), num_turns_(num_turns) {}
+  Preparation(Stage* next, Stage* after, size_t num_turns)
+      : next_(next),
+        after_(after),
+        num_to_ready_(next == nullptr ? 0 : next->num_tiles()),
+        num_to_fetch_(after == nullptr ? 0 : after->num_tiles()),
+        num_tiles_(num_to_ready_ > num_to_fetch_ ? num_to_ready_ : num_to_fetch_),
+        num_turns_(num_turns) {}
 
   void take_turn() {
-    for (due_ += num_tiles_; due_ >= num_turns_; due_ -= num_turns_)
-      next_->ready_tile(num_ready_++);
+    for (due_ += num_tiles_; due_ >= num_turns_; due_ -= num_turns_, ++num_done_) {
+      if (num_done_ < num_to_fetch_) after_->fetch_next();
+      if (num_done_ < num_to_ready_) next_->ready_next();
+    }
   }
 
  private:
   Stage* next_;
+  Stage* after_;
+  size_t num_to_ready_;
+  size_t num_to_fetch_;
   size_t num_tiles_;
   size_t num_turns_;
-  size_t num_ready_ = 0;
+  size_t num_done_ = 0;
   size_t due_ = 0;  // in parts of a tile, num_turns_ to one
 };
 
@@ -99,15 +110,22 @@ inline void multiply_step(const std::byte* rows, size_t stride, const std::byte*
   }
 }
 
+template <class Stage>
+struct Stages {
+  Stage* now;
+  Stage* next;   // null at the end
+  Stage* after;  // as well
+};
+
 // One stage times all rows.
 template <class Stage, size_t kPanels>
 class Pass {
  public:
-  Pass(const BlockTask& task, const Stage& stage, Stage* next, Workspace& workspace)
+  Pass(const BlockTask& task, const Stages<Stage>& stages, Workspace& workspace)
       : task_(task),
-        stage_(stage),
+        stage_(*stages.now),
         workspace_(workspace),
-        preparation_(next, num_blocks(task) * stage.num_steps()) {}
+        preparation_(stages.next, stages.after, num_blocks(task) * stage_.num_steps()) {}
 
   void run() {
     for (size_t row = 0; row < task_.num_rows; row += kTileRows) {
@@ -196,8 +214,7 @@ class Pass {
             Tiles::kRowScales ? Int8Row::scales_offset(task_.depth) + scale : 0,
             task_.sums + stage_.panel() * panel_stride + row * kPanelColumns,
             panel_stride,
-            rows_from(row),
-            stage_.position() == 0 && first == 0};
+            rows_from(row)};
   }
 
   const BlockTask& task_;
@@ -208,46 +225,62 @@ class Pass {
   bool is_odd_ = false;
 };
 
-template <class Stage>
-inline void multiply_stage(const BlockTask& task, const Stage& stage, Stage* next,
-                           Workspace& workspace) {
-  if (stage.num_panels() == 2) {
-    Pass<Stage, 2>(task, stage, next, workspace).run();
-  } else {
-    Pass<Stage, 1>(task, stage, next, workspace).run();
-  }
-}
+// Rows that stay in the second cache are best met by one pair of panels after the other, each read
+// from end to end. More rows than that pass once for all panels of the call, stage by stage.
+inline constexpr size_t kOperandsInCache = 1 << 20;
 
-// Plans what follows a stage: the same panels' next depths, else the next panels. False at the end.
+// Plans what follows a stage; false at the end.
 template <class Stage>
 inline bool plan_next(const BlockTask& task, const Stage& stage, Stage& next) {
-  if (stage.end() < task.depth.size) {
-    next.plan(task, stage.panel(), stage.end());
-    return true;
+  constexpr size_t kElementBytes = Stage::Tiles::kElementBytes;
+  const bool by_depth = task.num_rows * task.depth.size * kElementBytes > kOperandsInCache;
+  const size_t next_panel = stage.panel() + stage.num_panels();
+  const bool is_last_panel = next_panel == task.num_panels;
+  const bool is_last_depth = stage.end() == task.depth.size;
+  if (is_last_panel && is_last_depth) return false;
+  // Two stages are decoded at a time.
+  std::byte* decoded = task.decode + (stage.decoded() == task.decode ? kStageDecodeBytes : 0);
+  if (by_depth ? is_last_panel : !is_last_depth) {
+    next.plan(task, by_depth ? 0 : stage.panel(), stage.end(), decoded);
+  } else {
+    next.plan(task, next_panel, by_depth ? stage.position() : 0, decoded);
   }
-  const size_t panel = stage.panel() + stage.num_panels();
-  if (panel == task.num_panels) return false;
-  next.plan(task, panel, 0);
   return true;
+}
+
+template <class Stage>
+inline void fetch(Stage& stage) {
+  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.fetch_next();
+}
+template <class Stage>
+inline void make_ready(Stage& stage) {
+  for (size_t i = 0; i < stage.num_tiles(); ++i) stage.ready_next();
 }
 
 template <class Tiles, class Format>
 void multiply_tiles(const BlockTask& task) {
   using ThisStage = Stage<Tiles, Format>;
   Workspace workspace;
-  ThisStage first(task.decode);
-  ThisStage second(task.decode + kStageDecodeBytes);
-  ThisStage* stage = &first;
-  ThisStage* next = &second;
-  stage->plan(task, 0, 0);
-  stage->ready_all();
-  while (plan_next(task, *stage, *next)) {
-    multiply_stage(task, *stage, next, workspace);
-    ThisStage* const done = stage;
-    stage = next;
-    next = done;
+  ThisStage ring[3];
+  clear_sums<IsaAvx512>(task);
+  ring[0].plan(task, 0, 0, task.decode);
+  const bool has_second = plan_next(task, ring[0], ring[1]);
+  fetch(ring[0]);
+  if (has_second) fetch(ring[1]);
+  make_ready(ring[0]);
+  Stages<ThisStage> stages{&ring[0], has_second ? &ring[1] : nullptr, nullptr};
+  for (ThisStage* spare = &ring[2]; stages.now != nullptr;) {
+    const bool has_after = stages.next != nullptr && plan_next(task, *stages.next, *spare);
+    stages.after = has_after ? spare : nullptr;
+    if (stages.now->num_panels() == 2) {
+      Pass<ThisStage, 2>(task, stages, workspace).run();
+    } else {
+      Pass<ThisStage, 1>(task, stages, workspace).run();
+    }
+    spare = stages.now;
+    stages.now = stages.next;
+    stages.next = stages.after;
   }
-  multiply_stage<ThisStage>(task, *stage, nullptr, workspace);
 }
 
 }  // namespace

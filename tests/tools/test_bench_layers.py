@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from kttrio.config import ConfigError
 from kttrio.native import Pool
 from tools.bench import limits as limits_module
 from tools.bench.experts import ExpertsConfig, Mode, chosen_modes, measure_experts
@@ -85,6 +86,12 @@ def test_modes_are_those_that_formats_have() -> None:
         Mode("int4", 32, "float32"),
         Mode("int4", 32, "int8"),
     ]
+
+
+def test_activations_that_no_format_takes_are_refused() -> None:
+    config = ExpertsConfig(formats=("bf16", "fp8"), activation=("int8",))
+    with pytest.raises(ConfigError, match="int8 is nothing for weights of bf16, fp8"):
+        measure_experts(config, Console())
 
 
 def test_operations_are_multiplications_and_additions_of_three_matrices() -> None:

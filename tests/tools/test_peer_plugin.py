@@ -68,7 +68,8 @@ def test_backends_compute_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         backend.forward(0, torch.tensor([3], dtype=torch.int32), ids, shares, x, y)
         wanted = sum(expert(weights, backend, ids[:, i], x) * 0.5 for i in range(2))
         error = float((y.float() - wanted).norm() / wanted.norm())
-        assert error < (3e-2 if backend.quant_kind or "bf16" in backend.name else 0.3), backend.name
+        is_given = backend.quant_kind is not None or backend.name.startswith("kttrio.bf16")
+        assert error < (3e-2 if is_given else 0.3), backend.name
         num_bytes = backend.bytes_per_expert(weights.H, weights.I)
         assert num_bytes == pytest.approx(backend._layers[0].nbytes / weights.E, rel=0.01)
         backend.close()

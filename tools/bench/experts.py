@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kttrio.cli.flags import parse_flags
-from kttrio.config import flag
+from kttrio.config import ConfigError, flag
 from kttrio.native import NativeError, Pool
 from kttrio.weights.formats.base import find
 from tools.bench.cells import Cell, report_cells
@@ -35,8 +36,9 @@ FORMATS = ("bf16", "fp8", "int8", "int4")
 ACTIVATIONS = ("float32", "bfloat16", "int8")
 INT_FORMATS = ("int8", "int4")  # of weights; these also take int8 activations
 NUM_ROUTINGS = 16
-ROUNDS = 4  # of forwards; between them the machine's read bandwidth is measured
+ROUNDS = 8  # of forwards; between them the machine's read bandwidth is measured
 LEAST_FORWARDS = 3
+ALL_HUGE = 0.95  # a page or two may be lacking
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +80,18 @@ def run(argv: Sequence[str]) -> int:
 
 def measure_experts(config: ExpertsConfig, console: Console) -> dict[str, Any]:
     modes = list(chosen_modes(config))
-    cells: list[Cell] = []
+    if not modes:
+        activations, formats = ", ".join(config.activation), ", ".join(config.formats)
+        raise ConfigError(f"--activation: {activations} is nothing for weights of {formats}")
     with Pool(threads=config.threads) as pool:
         num_threads = pool.num_threads
-    with Limits(num_threads) as limits, Progress(console=console, transient=True) as progress:
+    with Limits(num_threads) as limits:
         report_limits(limits, console)
-        task = progress.add_task("", total=len(config.isa) * len(config.shapes) * len(modes))
-        for isa in config.isa:
-            with Pool(threads=num_threads, isa=isa) as pool:
-                for name in config.shapes:
-                    for mode in modes:
-                        label = f"{pool.isa} {name} {mode.weight_format} {mode.activation}"
-                        progress.update(task, description=label, advance=1)
-                        cells += measure_mode(pool, name, mode, config, limits)
-        found = limits.found
+        cells = list(measure_modes(config, modes, limits, console))
     report_cells(cells, console)
     return {
         "processor": processor(),
-        "limits": found,
+        "limits": {"huge_share": limits.huge_share, **limits.rates},
         "cells": [asdict(cell) for cell in cells],
     }
 
@@ -119,6 +115,17 @@ def chosen_modes(config: ExpertsConfig) -> Iterator[Mode]:
             if activation == "int8" and not is_int:
                 continue
             yield Mode(weight_format, group_size, activation)
+
+
+def measure_modes(
+    config: ExpertsConfig, modes: Sequence[Mode], limits: Limits, console: Console
+) -> Iterator[Cell]:
+    plan = list(product(config.isa, config.shapes, modes))
+    # Drawn between the measurements only: a thread that draws takes time from one of the workers.
+    with Progress(console=console, transient=True, auto_refresh=False) as progress:
+        for isa, name, mode in progress.track(plan, description="measuring"):
+            with Pool(threads=limits.num_threads, isa=isa) as pool:
+                yield from measure_mode(pool, name, mode, config, limits)
 
 
 def measure_mode(
@@ -156,7 +163,7 @@ def measure_mode(
             read=times.num_experts * layers.expert_bytes / seconds,
             read_limit=median(times.limits),
             operations=shape.num_operations(num_tokens) / seconds,
-            operations_limit=limits.found[peak_name(pool.isa, mode.activation)],
+            operations_limit=limits.rates[peak_name(pool.isa, mode.activation)],
             error=error,
         )
     layers.close()
@@ -203,8 +210,10 @@ def processor() -> str:
 
 
 def report_limits(limits: Limits, console: Console) -> None:
-    rates = {name: rate for name, rate in limits.found.items() if rate > 1e3}
-    read = {name: rate for name, rate in rates.items() if name.startswith("read")}
+    read = {name: rate for name, rate in limits.rates.items() if name.startswith("read")}
     shown = [f"{name} {rate / 1e9:.1f} GB/s" for name, rate in read.items()]
-    shown += [f"{name} {rate / 1e12:.3f} T" for name, rate in rates.items() if name not in read]
-    console.print(f"{processor()}, {limits.found['threads']:.0f} threads: " + ", ".join(shown))
+    peaks = limits.rates.items() - read.items()
+    shown += [f"{name} {rate / 1e12:.3f} T" for name, rate in sorted(peaks)]
+    console.print(f"{processor()}, {limits.num_threads} threads: " + ", ".join(shown))
+    if limits.huge_share < ALL_HUGE:
+        console.print(f"only {limits.huge_share:.0%} of memory on 2M pages", style="red")

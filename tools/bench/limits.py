@@ -36,11 +36,14 @@ class Limits:
     """Limits on some threads: medians of several runs in bytes or operations per second."""
 
     def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
         command = [find_program("kttrio_limits"), str(num_threads), str(MIB_TO_READ)]
         self._process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True)
-        self.found: dict[str, float] = {
-            name: value["median"] if isinstance(value, dict) else value
-            for name, value in json.loads(self._answer()).items()
+        found = json.loads(self._answer())
+        self.huge_share: float = found["huge_share"]
+        """How much of the memory for `read_2m` lay on such pages."""
+        self.rates: dict[str, float] = {
+            name: value["median"] for name, value in found.items() if isinstance(value, dict)
         }
 
     def read_now(self) -> float:

@@ -228,7 +228,7 @@ inline constexpr size_t kBlockRows =
 template <class Products>
 inline constexpr size_t kMaxBlockRows = kBlockRows<Products, 1>;
 template <class Products>
-inline constexpr size_t kManyBlockRows = kBlockRows<Products, Products::Isa::kTilesAtOnce>;
+inline constexpr size_t kManyBlockRows = kBlockRows<Products, Products::kTilesAtOnce>;
 
 // Calls the kernel that was compiled for just so many rows.
 template <class Products, class Format, class Source, size_t kRows>

@@ -45,12 +45,7 @@ struct Operands {
     const Scope scope(table);
     for (size_t r = 0; r < rows; ++r) {
       std::byte* to = bytes.data() + r * stride;
-      const float* from = x.data() + r * depth.size;
-      if (convert == nullptr) {
-        std::memcpy(to, from, depth.size * sizeof(float));
-      } else {
-        convert(from, depth, to);
-      }
+      convert(x.data() + r * depth.size, depth, to);
       pointers.push_back(to);
     }
   }
@@ -177,7 +172,7 @@ void check_values(const Matrix& matrix, const Operands& operands, const std::vec
 void check_independence(const KernelTable& table, const Panels& panels, const Operands& operands,
                         const std::vector<float>& sums) {
   const size_t rows = operands.pointers.size();
-  for (size_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 33}) {
+  for (size_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 33}) {
     const size_t first = (count * 5) % (rows - count);
     const size_t panel = count % Panels::kCount;
     const auto some = multiply(table, panels, operands, first, count, panel, 1, count % 4 < 2);
@@ -312,7 +307,6 @@ TEST(int8_operands_are_nearest_with_scale_and_sum) {
   x[100] = 1e-38f;
   for (const KernelTable* table : runnable_tables()) {
     const Operands operands(*table, Activation::kInt8, x, depth);
-    CHECK_EQUAL(operands.stride % 64, size_t{0});
     std::vector<float> largest(depth.num_groups(), 0.0f);
     std::vector<int> sums(depth.num_groups(), 0);
     for (size_t k = 0; k < depth.size; ++k) {
@@ -457,24 +451,32 @@ TEST(conversions_of_both_types) {
   for (const KernelTable* table : runnable_tables()) {
     for (const Activation mode : kFloatModes) {
       const auto& kernels = kernels_of(*table, mode);
-      const size_t operand_bytes = kernels.value_bytes;
+      const bool to_half = kernels.value_bytes == 2;
       const Scope scope(*table);
       for (const bool from_half : {false, true}) {
-        const auto convert = kernels.convert[from_half ? 1 : 0];
-        if (convert == nullptr) {  // the type is an operand already: sizes must agree
-          CHECK_EQUAL(operand_bytes, from_half ? size_t{2} : size_t{4});
-          continue;
-        }
         std::vector<float> floats(depth.size);
         std::vector<uint16_t> bits(depth.size);
-        const bool to_half = operand_bytes == 2;
-        convert(from_half ? static_cast<const void*>(halves.data()) : values.data(), depth,
-                to_half ? static_cast<void*>(bits.data()) : floats.data());
+        kernels.convert[from_half ? 1 : 0](
+            from_half ? static_cast<const void*>(halves.data()) : values.data(), depth,
+            to_half ? static_cast<void*>(bits.data()) : floats.data());
         for (size_t i = 0; i < depth.size; ++i) {
           const bool rounds = from_half || mode == Activation::kBfloat16;
           const float wanted = rounds ? from_bf16(halves[i]) : values[i];
           CHECK_EQUAL(to_half ? from_bf16(bits[i]) : floats[i], wanted);
         }
+      }
+    }
+  }
+}
+
+TEST(rows_do_not_compete_for_cache_sets) {
+  for (const KernelTable* table : runnable_tables()) {
+    for (const Activation mode : kModes) {
+      for (const size_t size : {32, 2048, 7168}) {
+        const auto& kernels = kernels_of(*table, mode);
+        const size_t bytes = kernels.row_bytes({size, 0, kChunkDepth});
+        CHECK(bytes >= size * kernels.value_bytes || kernels.quantizes);
+        CHECK_EQUAL(bytes % 128, size_t{64});
       }
     }
   }

@@ -36,11 +36,9 @@ inline typename Isa::F32 silu(typename Isa::F32 v) {
   return Isa::div(v, Isa::add(Isa::splat(1.0f), e));
 }
 
-// How fp32 values are stored: as operands of the float modes, or as the caller's type; kIsOperand
-// says which of the caller's types need no conversion: float, bfloat16.
+// How fp32 values are stored: as operands of the float modes, or as the caller's type.
 struct AsFloat {
   using Element = float;
-  static constexpr bool kIsOperand[kNumDtypes] = {true, false};
   template <class Isa>
   static inline void store(Element* p, typename Isa::F32 v) {
     Isa::store(p, v);
@@ -50,7 +48,6 @@ struct AsFloat {
 // For instruction sets that multiply fp32 only: bfloat16's values, kept in fp32.
 struct AsRoundedFloat {
   using Element = float;
-  static constexpr bool kIsOperand[kNumDtypes] = {false, false};
   template <class Isa>
   static inline void store(Element* p, typename Isa::F32 v) {
     Isa::store(p, Isa::round_bf16(v));
@@ -59,7 +56,6 @@ struct AsRoundedFloat {
 
 struct AsBfloat16 {
   using Element = uint16_t;
-  static constexpr bool kIsOperand[kNumDtypes] = {false, true};
   template <class Isa>
   static inline void store(Element* p, typename Isa::F32 v) {
     Isa::store_bf16(p, v);
@@ -75,9 +71,13 @@ inline typename Isa::F32 load_as_float(const uint16_t* p) {
   return Isa::load_bf16(p);
 }
 
+// Rows of an odd number of cache lines do not compete for the same few sets of the first cache, as
+// rows of 4096 bytes do. That is worth a copy of rows that are operands already.
+constexpr size_t padded(size_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+
 template <class As>
 size_t row_bytes(const Depth& depth) {
-  return depth.size * sizeof(typename As::Element);
+  return padded(depth.size * sizeof(typename As::Element));
 }
 
 template <class Isa, class Source, class As>
@@ -90,8 +90,7 @@ void convert(const void* source, const Depth& depth, void* operands) {
 }
 
 inline size_t int8_row_bytes(const Depth& depth) {
-  const size_t end = Int8Row::sums_offset(depth) + depth.num_groups() * sizeof(int32_t);
-  return (end + 63) / 64 * 64;
+  return padded(Int8Row::sums_offset(depth) + depth.num_groups() * sizeof(int32_t));
 }
 
 // The largest size of a group's values, as bits: in this order a NaN is larger than any number.
@@ -203,8 +202,7 @@ constexpr ActivationKernels float_kernels(Multiply bf16, Multiply fp8, Multiply 
           .num_panels = kMaxPanels,
           .row_bytes = &row_bytes<As>,
           .multiply = {bf16, fp8, int8, int4},
-          .convert = {As::kIsOperand[0] ? nullptr : &convert<Isa, float, As>,
-                      As::kIsOperand[1] ? nullptr : &convert<Isa, uint16_t, As>},
+          .convert = {&convert<Isa, float, As>, &convert<Isa, uint16_t, As>},
           .swiglu = &swiglu<Isa, As>,
           .value_bytes = sizeof(typename As::Element),
           .quantizes = false};

@@ -23,8 +23,10 @@ struct FormatTraits {
   size_t scale_bytes;  // of one scale
 };
 
-inline constexpr FormatTraits kFormatTraits[kNumFormats] = {
-    {16, Scales::kNone, 0}, {8, Scales::kSquares, 4}, {8, Scales::kGroups, 2}, {4, Scales::kGroups, 2}};
+inline constexpr FormatTraits kFormatTraits[kNumFormats] = {{16, Scales::kNone, 0},
+                                                            {8, Scales::kSquares, 4},
+                                                            {8, Scales::kGroups, 2},
+                                                            {4, Scales::kGroups, 2}};
 
 constexpr FormatTraits traits(WeightFormat format) {
   return kFormatTraits[static_cast<size_t>(format)];

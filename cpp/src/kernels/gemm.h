@@ -108,6 +108,14 @@ struct Block {
     for (size_t r = 0; r < kRows; ++r) rows[r] = static_cast<const std::byte*>(chunk.rows[r]);
   }
 
+  // General registers hold so many rows' addresses. GCC would keep the others in vector registers,
+  // from where they come slowly: so they are read again each time.
+  static constexpr size_t kRowsInRegisters = 8;
+  [[gnu::always_inline]] inline const std::byte* row_of(size_t r) const {
+    if (r < kRowsInRegisters) return rows[r];
+    return static_cast<const std::byte*>(*const_cast<const void* const volatile*>(chunk.rows + r));
+  }
+
   void run() {
     size_t group = chunk.group_index;
     size_t left = chunk.depth;
@@ -180,7 +188,7 @@ struct Block {
 #pragma GCC unroll 16
       for (size_t r = 0; r < kRows; ++r) {
         const auto operand =
-            Products::broadcast(rows[r] + operand_at + decltype(row)::value * kOperandBytes);
+            Products::broadcast(row_of(r) + operand_at + decltype(row)::value * kOperandBytes);
 #pragma GCC unroll 4
         for (size_t v = 0; v < kVectors; ++v) {
           sums[r][v] = Products::add(sums[r][v], weights[v], operand);
@@ -212,15 +220,18 @@ struct Block {
   const std::byte* rows[kRows];
 };
 
-// Rows of a block, so that its sums fit the registers.
+// Rows of a block, so that its sums fit the registers: as many as there can be, and in the blocks
+// of many rows, which read each operand for as many tiles at once as suits the instruction set.
 template <class Products, size_t kTiles>
 inline constexpr size_t kBlockRows =
     Products::kSums / (kTiles * kTileColumns / Products::Isa::kLanes);
 template <class Products>
-inline constexpr size_t kMaxBlockRows = kBlockRows<Products, Products::Isa::kTilesAtOnce>;
+inline constexpr size_t kMaxBlockRows = kBlockRows<Products, 1>;
+template <class Products>
+inline constexpr size_t kManyBlockRows = kBlockRows<Products, Products::kTilesAtOnce>;
 
 // Calls the kernel that was compiled for just so many rows.
-template <class Products, class Format, class Source, size_t kRows = kMaxBlockRows<Products>>
+template <class Products, class Format, class Source, size_t kRows>
 inline void run_block(size_t num_rows, const Chunk& chunk) {
   if (num_rows == kRows) {
     constexpr size_t kTiles = kRows <= kBlockRows<Products, 2> ? 2 : 1;
@@ -257,7 +268,7 @@ inline void decode(const Chunk& chunk, std::byte* to) {
 // All rows in blocks of even size.
 template <class Products, class Format>
 inline void run_blocks(size_t num_rows, Chunk chunk, std::byte* scratch) {
-  constexpr size_t kMax = kMaxBlockRows<Products>;
+  constexpr size_t kMax = kManyBlockRows<Products>;
   const std::byte* const next = chunk.ahead;
   const size_t half = weight_bytes(Format::kFormat, chunk.depth * kPanelColumns) / 2;
   if constexpr (kDecodes<Products, Format>) {
@@ -267,7 +278,7 @@ inline void run_blocks(size_t num_rows, Chunk chunk, std::byte* scratch) {
   for (size_t left = (num_rows + kMax - 1) / kMax; left > 0; --left) {
     const size_t now = (num_rows + left - 1) / left;
     chunk.ahead = next + left % 2 * half;
-    run_block<Products, Format, Decoded<Products, Format>>(now, chunk);
+    run_block<Products, Format, Decoded<Products, Format>, kMax>(now, chunk);
     num_rows -= now;
     chunk.rows += now;
     chunk.sums += now * kPanelColumns;
@@ -307,7 +318,8 @@ void multiply_few_rows(const BlockTask& task) {
   for (size_t panel = 0; panel < task.num_panels; ++panel) {
     for (size_t begin = 0; begin < task.depth.size;) {
       const Chunk chunk = chunk_of<Format>(task, panel, begin);
-      run_block<Products, Format, Stored<Products, Format>>(task.num_rows, chunk);
+      run_block<Products, Format, Stored<Products, Format>, kMaxBlockRows<Products>>(task.num_rows,
+                                                                                     chunk);
       begin += chunk.depth;
     }
   }

@@ -37,6 +37,7 @@ struct FloatProducts {
   using Reader = typename Format::template Floats<Isa>;
   static constexpr size_t kDepths = 1;  // of a row
   static constexpr size_t kSums = Isa::kSums;
+  static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
   static constexpr size_t kPartialUnits = 1;
 
   static inline Weights prepare(typename Isa::Bits row) { return Isa::as_float(row); }
@@ -65,6 +66,7 @@ struct PairProducts : FloatProducts<Isa_> {
   template <class Format>
   using Reader = typename Format::template Pairs<Isa>;
   static constexpr size_t kDepths = 2;
+  static constexpr size_t kTilesAtOnce = 1;  // stored bfloat16 is then read in one stream
 
   static inline Weights prepare(Weights row) { return row; }
   static inline Operand broadcast(const std::byte* p) { return Isa::splat32(read<int32_t>(p)); }
@@ -82,6 +84,7 @@ struct Int8Products {
   using Operand = typename Isa::Bits;
   static constexpr size_t kDepths = 4;
   static constexpr size_t kSums = Isa::kSums;
+  static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
   static constexpr size_t kPartialUnits = 1;
 
   static inline Operand broadcast(const std::byte* p) { return Isa::splat32(read<int32_t>(p)); }

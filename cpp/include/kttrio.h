@@ -157,7 +157,7 @@ typedef struct ktt_job ktt_job;
 KTT_API int32_t ktt_job_create(ktt_layer* layer, const ktt_forward* args, const int32_t* num_tokens,
                                const uint32_t* ready, uint32_t* done, ktt_job** job);
 
-/* Waits for its last submission. NULL is fine. */
+/* Waits for its last submission, or drops it if its arguments are not ready. NULL is fine. */
 KTT_API int32_t ktt_job_destroy(ktt_job* job);
 
 /* Errors of the forward itself are reported by the wait that follows. A job that is still pending

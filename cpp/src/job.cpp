@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "error.h"
@@ -43,9 +44,19 @@ JobQueue::~JobQueue() {
   thread_.join();
 }
 
+void JobQueue::start() {
+  try {
+    thread_ = std::thread([this] { loop(); });
+  } catch (const std::system_error& error) {
+    throw Error(ErrorCode::kUnsupported,
+                std::string("the thread that runs jobs could not be started: ") + error.what() +
+                    "; raise the limits on processes and memory (ulimit -a)");
+  }
+}
+
 void JobQueue::push(Job* job) {
   const std::scoped_lock held(mutex_);
-  if (!thread_.joinable()) thread_ = std::thread([this] { loop(); });
+  if (!thread_.joinable()) start();
   job->next_ = nullptr;
   (first_ == nullptr ? first_ : last_->next_) = job;
   last_ = job;

@@ -30,6 +30,7 @@ class JobQueue {
  private:
   friend class Job;
 
+  void start();
   void push(Job* job);
   bool remove(Job* job);
   Job* pop();

@@ -32,7 +32,7 @@ struct LayerLimits {
 
 // Up to so many bytes the products of down are kept until all experts have theirs, so that a thread
 // reads an expert's weights in long stretches; beyond, experts are added up one after the other.
-inline constexpr size_t kProductBytes = size_t{32} << 20;
+inline constexpr size_t kProductBytes = size_t{256} << 20;
 
 // A pool with the kernels its layers use; shared by them.
 struct Engine {

@@ -32,7 +32,7 @@ def test_a_cell_shows_time_and_shares_of_both_limits() -> None:
     with console.capture() as capture:
         console.print(new_table("t", [CELL, replace(CELL, tokens=4, error=1.5e-2)]))
     lines = capture.get().splitlines()
-    assert any("int4/64" in line and "2 ms" in line for line in lines)
+    assert any("int4/64" in line and "2.00" in line for line in lines)
     assert any("x int8" in line and "15.0 50%" in line for line in lines)
     assert any("0.050 25%" in line for line in lines)
     assert "1.5e-02" in capture.get()  # the worst of the row

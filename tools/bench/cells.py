@@ -72,10 +72,10 @@ def new_table(title: str, cells: Sequence[Cell]) -> Table:
 
 
 def show(cell: Cell) -> str:
-    read, operations = cell.read / 1e9, cell.operations / 1e12
+    milliseconds, operations = cell.milliseconds, cell.operations / 1e12
     return (
-        f"{cell.milliseconds:.4g} ms\n"
-        f"{read:.1f} {cell.read / cell.read_limit:.0%}\n"
+        f"{milliseconds:.{2 if milliseconds < 100 else 0}f}\n"
+        f"{cell.read / 1e9:.1f} {cell.read / cell.read_limit:.0%}\n"
         f"{operations:.3f} {cell.operations / cell.operations_limit:.0%}"
     )
 

@@ -68,8 +68,8 @@ class ExpertConfig:
     )
     kt_activation: str = flag(
         "auto",
-        "what the expert products multiply; auto: float32 where the model runs in float32, else "
-        "int8 for int8 and int4 weights and bfloat16 for others",
+        "what the expert products multiply; auto: float32 where the model runs in float32, int8 "
+        "for int4 weights (and int8 ones where the CPU does not multiply bfloat16), else bfloat16",
         choices=("auto", "float32", "bfloat16", "int8"),
     )
     kt_cache_dir: Path = flag(

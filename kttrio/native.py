@@ -34,6 +34,9 @@ _ISAS = {
     "avx512": 2,
     "avx2": 1,
 }
+BFLOAT16_ISAS = ("amx", "avx512_bf16")
+"""Kernel tables that multiply bfloat16; the others multiply its values as float32."""
+
 _DTYPES = {"float32": 0, "bfloat16": 1}
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 _ACTIVATIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
@@ -208,6 +211,15 @@ def isa_available() -> tuple[str, ...]:
     library = _library()
     tables = tuple(_ISAS)[1:-2]
     return tuple(name for name in tables if library.ktt_isa_granted(_ISAS[name]))
+
+
+def best_isa(wanted: str) -> str:
+    """The kernel table that a pool of this instruction set ("auto", a family, a table) will use.
+
+    Where it is not granted, `wanted` itself: making the pool then tells what is.
+    """
+    suits = (n for n in isa_available() if wanted == "auto" or n.startswith(wanted))
+    return next(suits, wanted)
 
 
 def _lookup(what: str, value: str, choices: Mapping[str, _T]) -> _T:

@@ -123,20 +123,23 @@ def test_scales_of_one_layer_must_agree(stored):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "form", "dtype", "chosen"),
+    ("wanted", "form", "dtype", "isa", "chosen"),
     [
-        ("auto", "bf16", torch.bfloat16, "bfloat16"),
-        ("auto", "fp8", torch.float32, "float32"),
-        ("auto", "int4", torch.float32, "float32"),
-        ("auto", "int4", torch.bfloat16, "int8"),
-        ("auto", "int8", torch.bfloat16, "int8"),
-        ("int8", "int4", torch.float32, "int8"),
-        ("bfloat16", "int4", torch.bfloat16, "bfloat16"),
-        ("float32", "fp8", torch.bfloat16, "float32"),
+        ("auto", "bf16", torch.bfloat16, "amx", "bfloat16"),
+        ("auto", "fp8", torch.float32, "amx", "float32"),
+        ("auto", "int4", torch.float32, "amx", "float32"),
+        ("auto", "int4", torch.bfloat16, "amx", "int8"),
+        ("auto", "int8", torch.bfloat16, "amx", "bfloat16"),
+        ("auto", "int8", torch.bfloat16, "avx512_bf16", "bfloat16"),
+        ("auto", "int8", torch.bfloat16, "avx512_vnni", "int8"),
+        ("auto", "int8", torch.bfloat16, "avx2_base", "int8"),
+        ("int8", "int4", torch.float32, "amx", "int8"),
+        ("bfloat16", "int4", torch.bfloat16, "avx2_base", "bfloat16"),
+        ("float32", "fp8", torch.bfloat16, "amx", "float32"),
     ],
 )
-def test_the_activation(wanted, form, dtype, chosen):
-    assert choose_activation(wanted, form, dtype) == chosen
+def test_the_activation(wanted, form, dtype, isa, chosen):
+    assert choose_activation(wanted, form, dtype, isa) == chosen
 
 
 def test_the_plan_tells_formats_and_activations(stored):

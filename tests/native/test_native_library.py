@@ -109,3 +109,14 @@ def test_native_never_imports_torch() -> None:
         "typing",
         "weakref",
     }
+
+
+def test_the_best_of_a_family_is_the_one_a_pool_takes():
+    for wanted in ("auto", *{name.split("_")[0] for name in native.isa_available()}):
+        with native.Pool(threads=1, isa=wanted) as pool:
+            assert pool.isa == native.best_isa(wanted)
+
+
+def test_what_is_not_granted_stays_as_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr(native, "isa_available", lambda: ("avx2_base",))
+    assert native.best_isa("amx") == "amx"

@@ -230,11 +230,17 @@ inline constexpr size_t kMaxBlockRows = kBlockRows<Products, 1>;
 template <class Products>
 inline constexpr size_t kManyBlockRows = kBlockRows<Products, Products::kTilesAtOnce>;
 
+// Tiles that a block reads at once. Rows so few that they wait for memory anyway read one stream:
+// memory gives that faster than two.
+template <class Products, size_t kRows>
+inline constexpr size_t kBlockTiles =
+    kRows > Products::kStreamRows&& kRows <= kBlockRows<Products, 2> ? 2 : 1;
+
 // Calls the kernel that was compiled for just so many rows.
 template <class Products, class Format, class Source, size_t kRows>
 inline void run_block(size_t num_rows, const Chunk& chunk) {
   if (num_rows == kRows) {
-    constexpr size_t kTiles = kRows <= kBlockRows<Products, 2> ? 2 : 1;
+    constexpr size_t kTiles = kBlockTiles<Products, kRows>;
     for (size_t tile = 0; tile < 2; tile += kTiles) {
       Block<Products, Format, Source, kRows, kTiles>(chunk, tile).run();
     }

@@ -38,6 +38,7 @@ struct FloatProducts {
   static constexpr size_t kDepths = 1;  // of a row
   static constexpr size_t kSums = Isa::kSums;
   static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
+  static constexpr size_t kStreamRows = 0;  // one tile's sums are too few, each waits for itself
   static constexpr size_t kPartialUnits = 1;
 
   static inline Weights prepare(typename Isa::Bits row) { return Isa::as_float(row); }
@@ -85,6 +86,7 @@ struct Int8Products {
   static constexpr size_t kDepths = 4;
   static constexpr size_t kSums = Isa::kSums;
   static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
+  static constexpr size_t kStreamRows = 2;  // so many read one tile after the other
   static constexpr size_t kPartialUnits = 1;
 
   static inline Operand broadcast(const std::byte* p) { return Isa::splat32(read<int32_t>(p)); }

@@ -10,6 +10,10 @@
 namespace ktt {
 namespace {
 
+// Chunks are whole blocks of tile kernels, but for an expert's last one.
+constexpr size_t kRowBlock = 16;
+static_assert(kMaxRows % kRowBlock == 0);
+
 template <class T>
 void grow(std::vector<T>& values, size_t size) {
   if (values.size() < size) values.resize(size);
@@ -87,7 +91,7 @@ size_t Grouping::rows_per_chunk(size_t expert) const {
   const size_t num_rows = num_positions(expert);
   const size_t num_chunks = (num_rows + kMaxRows - 1) / kMaxRows;
   const size_t even = (num_rows + num_chunks - 1) / num_chunks;
-  return (even + kRowPadding - 1) / kRowPadding * kRowPadding;
+  return (even + kRowBlock - 1) / kRowBlock * kRowBlock;
 }
 
 void Grouping::cut() {

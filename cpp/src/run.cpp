@@ -58,8 +58,7 @@ void Layer::Run::forward() {
     if (!args_.accumulate) write_zeros();
     return;
   }
-  choose_rows();
-  if (makes_operands_) make_operands();
+  make_operands();
   run_gate_up();
   run_down();
   if (pool_.num_parts() > 1) sum_parts();
@@ -98,13 +97,6 @@ void Layer::Run::for_each_call(const PanelRange& task, Fn fn) const {
   }
 }
 
-// The caller's rows do as they are if they are operands already; not for tiles, which read some
-// rows past the last one.
-void Layer::Run::choose_rows() {
-  makes_operands_ = convert_ != nullptr || groups_.largest_load() >= kernels_.min_tile_rows;
-  rows_ = makes_operands_ ? scratch_.operands.data() : static_cast<const std::byte*>(args_.x);
-}
-
 void Layer::Run::make_operands() {
   if (num_tokens_ * hidden_ <= kSerialElements) {
     const KernelScope scope(table_);
@@ -127,13 +119,8 @@ void Layer::Run::make_operands() {
 
 // A token's row of operands, and a copy for each expert that wants its rows side by side.
 void Layer::Run::make_operands(size_t token) const {
-  std::byte* row = scratch_.operands.data() + token * operand_row_;
-  const std::byte* x = static_cast<const std::byte*>(args_.x) + token * x_row_;
-  if (convert_ == nullptr) {
-    std::memcpy(row, x, x_row_);
-  } else {
-    convert_(x, layer_.input_depth(), row);
-  }
+  std::byte* row = operands(token);
+  convert_(static_cast<const std::byte*>(args_.x) + token * x_row_, layer_.input_depth(), row);
   const size_t top_k = args_.choices.top_k;
   for (size_t i = token * top_k; i < (token + 1) * top_k; ++i) {
     const uint32_t position = groups_.position_of()[i];
@@ -225,10 +212,9 @@ size_t Layer::Run::point_to_operands(Pool::Place place, const Grouping::Chunk& c
   const bool gathered = is_gathered(chunk.expert);
   for (size_t i = 0; i < chunk.num_rows; ++i) {
     const size_t position = chunk.first_position + i;
-    const size_t row_bytes = makes_operands_ ? operand_row_ : x_row_;
-    rows[i] = gathered ? gathered_row(position) : rows_ + groups_.token_of()[position] * row_bytes;
+    rows[i] = gathered ? gathered_row(position) : operands(groups_.token_of()[position]);
   }
-  return uses_tiles(chunk.expert) ? operand_row_ : 0;
+  return gathered ? operand_row_ : 0;
 }
 
 void Layer::Run::run_down() {

@@ -20,12 +20,12 @@ class Layer::Run {
  private:
   using Panels = ExpertSlice::Panels;
 
-  // Rows that tile kernels read as they lie, and those that are found one by one.
-  bool uses_tiles(size_t expert) const {
+  // Whether an expert has a copy of its rows side by side.
+  bool is_gathered(size_t expert) const {
     return groups_.num_positions(expert) >= kernels_.min_tile_rows;
   }
-  bool is_gathered(size_t expert) const {
-    return uses_tiles(expert) && groups_.num_positions(expert) > 1;
+  std::byte* operands(size_t token) const {
+    return scratch_.operands.data() + token * operand_row_;
   }
   std::byte* gathered_row(size_t position) const {
     return scratch_.gathered.data() + position * operand_row_;
@@ -37,7 +37,6 @@ class Layer::Run {
   float* part_totals(size_t part, size_t panel) const;
 
   void write_zeros() const;
-  void choose_rows();
   void make_operands();
   void make_operands(size_t token) const;
 
@@ -78,12 +77,10 @@ class Layer::Run {
   const size_t num_tokens_;
   const size_t hidden_;
   const size_t operand_row_;  // bytes
-  const size_t x_row_;        // bytes
+  const size_t x_row_;        // bytes, of out's rows as well
   void (*const convert_)(const void* source, const Depth& depth, void* operands);
   void (*const multiply_)(const BlockTask& task);
   void (*const finish_)(const float* totals, void* out);
-  const std::byte* rows_ = nullptr;  // each token's operands, ours or the caller's
-  bool makes_operands_ = false;
   size_t down_unit_ = 1;  // panels whose products are added up together
 };
 

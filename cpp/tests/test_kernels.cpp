@@ -34,13 +34,13 @@ const ActivationKernels& kernels_of(const KernelTable& table, Activation mode) {
   return table.activation[static_cast<size_t>(mode)];
 }
 
-// Rows of fp32 as operands of a mode, padded as tile kernels ask for.
+// Rows of fp32 as operands of a mode.
 struct Operands {
   Operands(const KernelTable& table, Activation mode, const std::vector<float>& x,
            const Depth& depth)
       : mode(mode), depth(depth), stride(kernels_of(table, mode).row_bytes(depth)) {
     const size_t rows = x.size() / depth.size;
-    bytes.resize((rows + kRowPadding) * stride);
+    bytes.resize(rows * stride);
     const auto convert = kernels_of(table, mode).convert[0];
     const Scope scope(table);
     for (size_t r = 0; r < rows; ++r) {

@@ -4,12 +4,26 @@
 // ids.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "moe.h"
 
 namespace ktt {
+
+// Kernel calls of one task lie between its construction and its end.
+class KernelScope {
+ public:
+  explicit KernelScope(const KernelTable& table) : table_(table), state_(table.enter()) {}
+  ~KernelScope() { table_.leave(state_); }
+  KernelScope(const KernelScope&) = delete;
+  KernelScope& operator=(const KernelScope&) = delete;
+
+ private:
+  const KernelTable& table_;
+  uint32_t state_;
+};
 
 class Layer::Run {
  public:
@@ -57,6 +71,7 @@ class Layer::Run {
   // Let the worker point to a chunk's rows; return their stride if they lie side by side, else 0.
   size_t point_to_operands(Pool::Place place, const Grouping::Chunk& chunk) const;
   size_t point_to_activations(Pool::Place place, const Grouping::Chunk& chunk) const;
+  // Calls fn for as many of a task's panels as suit the kernels, after each other.
   template <class Fn>
   void for_each_call(const PanelRange& task, Fn fn) const;
   // The product of some panels with the rows the worker points to.
@@ -83,5 +98,14 @@ class Layer::Run {
   void (*const finish_)(const float* totals, void* out);
   size_t down_unit_ = 1;  // panels whose products are added up together
 };
+
+template <class Fn>
+void Layer::Run::for_each_call(const PanelRange& task, Fn fn) const {
+  const uint32_t most = static_cast<uint32_t>(kernels_.num_panels);
+  const uint32_t end = task.first + task.count;
+  for (uint32_t first = task.first; first < end; first += most) {
+    fn(PanelRange{task.chunk, first, std::min(most, end - first)});
+  }
+}
 
 }  // namespace ktt

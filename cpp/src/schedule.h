@@ -11,8 +11,6 @@
 
 namespace ktt {
 
-constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
 // [begin, end) of `count` things that fall to part i of n.
 inline std::pair<size_t, size_t> share(size_t count, size_t part, size_t num_parts) {
   return {count * part / num_parts, count * (part + 1) / num_parts};

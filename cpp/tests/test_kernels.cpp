@@ -342,6 +342,7 @@ TEST(int8_operands_that_are_not_finite_make_nan) {
     x[depth.size + 77] = bad;
     for (const KernelTable* table : runnable_tables()) {
       const Operands operands(*table, Activation::kInt8, x, depth);
+      CHECK_EQUAL(operands.at<int32_t>(1, Int8Row::sums_offset(depth), 0), 0);
       const auto sums = multiply(*table, panels, operands, 0, 2, 0, 1, true);
       for (size_t i = 0; i < sums.size(); ++i) CHECK_EQUAL(std::isnan(sums[i]), i >= kPanelColumns);
     }

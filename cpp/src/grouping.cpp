@@ -6,9 +6,14 @@
 
 #include "error.h"
 #include "kernels/kernel_table.h"
+#include "memory.h"
 
 namespace ktt {
 namespace {
+
+// Chunks are whole blocks of tile kernels, but for an expert's last one.
+constexpr size_t kRowBlock = 16;
+static_assert(kMaxRows % kRowBlock == 0);
 
 template <class T>
 void grow(std::vector<T>& values, size_t size) {
@@ -85,9 +90,8 @@ void Grouping::deal(const Choices& choices) {
 
 size_t Grouping::rows_per_chunk(size_t expert) const {
   const size_t num_rows = num_positions(expert);
-  const size_t num_chunks = (num_rows + kMaxRows - 1) / kMaxRows;
-  const size_t even = (num_rows + num_chunks - 1) / num_chunks;
-  return (even + kRowPadding - 1) / kRowPadding * kRowPadding;
+  const size_t num_chunks = ceil_div(num_rows, kMaxRows);
+  return round_up(ceil_div(num_rows, num_chunks), kRowBlock);
 }
 
 void Grouping::cut() {

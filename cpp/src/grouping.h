@@ -35,7 +35,6 @@ class Grouping {
   const float* weight_of() const { return weight_of_.data(); }         // [positions]
   const uint32_t* position_of() const { return position_of_.data(); }  // [choices] or kNowhere
   const std::vector<uint32_t>& active() const { return active_; }      // experts, ascending
-  size_t largest_load() const { return chunks_.empty() ? 0 : num_positions(chunks_[0].expert); }
 
   // Neighbouring positions of an expert, at most kMaxRows.
   struct Chunk {

@@ -114,11 +114,15 @@ Job::~Job() {
   wait_until_idle();
 }
 
+// Elsewhere nobody runs jobs: waiting for one would never end.
+void Job::require_own_process() const {
+  if (!queue_.pool_.is_forked()) return;
+  throw Error(ErrorCode::kUnsupported,
+              "this job's pool lives in the process it was forked from; make a pool here");
+}
+
 void Job::submit() {
-  if (queue_.pool_.is_forked()) {
-    throw Error(ErrorCode::kUnsupported,
-                "this job's pool lives in the process it was forked from; make a pool here");
-  }
+  require_own_process();
   // Whoever has seen `done` may submit again.
   poll([this] { return state_.load(std::memory_order_acquire) != State::kFinishing; });
   if (state_.load(std::memory_order_acquire) == State::kPending) {
@@ -137,6 +141,7 @@ void Job::submit() {
 }
 
 void Job::wait() {
+  require_own_process();
   wait_until_idle();
   const std::scoped_lock held(error_mutex_);
   if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));

@@ -59,7 +59,8 @@ class Job {
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
 
-  // Throws Error when the last submission is still pending.
+  // Throws Error when the last submission is still pending, and in a process forked from the pool's
+  // own, like wait().
   void submit();
   // Returns when nothing is pending; throws what went wrong since the last wait.
   void wait();
@@ -73,8 +74,8 @@ class Job {
   // kFinishing: has run; `done` is about to be stored.
   enum class State : int32_t { kIdle, kPending, kFinishing };
 
+  void require_own_process() const;
   bool is_ready() const;
-  bool wait_until_ready() const;
   void wait_until_idle() const;
   void run() noexcept;
   void forward() const;

@@ -10,8 +10,10 @@ namespace ktt {
 inline constexpr size_t kHugePage = size_t{2} << 20;
 inline constexpr size_t kCacheLine = 64;
 
+constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
 constexpr size_t round_up(size_t value, size_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
+  return ceil_div(value, multiple) * multiple;
 }
 
 class Buffer {

@@ -56,9 +56,9 @@ Scratch::Need Layer::scratch_need() const {
   need.num_experts = shape_.num_experts;
   need.num_choices = num_choices;
   need.num_output_panels = shape_.hidden_size / kPanelColumns;
-  need.operand_bytes = (limits_.max_tokens + kRowPadding) * operand_row;
+  need.operand_bytes = limits_.max_tokens * operand_row;
   if (num_choices >= kernels_.min_tile_rows) {
-    need.gathered_bytes = (num_choices + kRowPadding) * operand_row;
+    need.gathered_bytes = num_choices * operand_row;
   }
   if (is_whole) {
     need.worker_totals_bytes = std::max(limits_.max_tokens, kTotalsRows) * row_of_totals;
@@ -69,7 +69,7 @@ Scratch::Need Layer::scratch_need() const {
     need.parts.push_back(
         {num_chunks * std::max(slice.num_gate_up_panels(), slice.num_down_panels()),
          kernels_.quantizes ? num_choices * slice.width() * kernels_.value_bytes : 0,
-         (num_choices + kRowPadding) * activation_row_[part],
+         num_choices * activation_row_[part],
          std::min(num_choices * shape_.hidden_size * sizeof(float), engine_->product_bytes),
          is_whole ? 0 : limits_.max_tokens * shape_.hidden_size * sizeof(float)});
   }

@@ -11,27 +11,7 @@ namespace {
 constexpr size_t kSerialElements = 16384;
 constexpr size_t kTokensPerTask = 8;
 
-constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
 size_t dtype_bytes(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
-// Kernel calls of one task lie between its construction and its end.
-class KernelScope {
- public:
-  explicit KernelScope(const KernelTable& table) : table_(table), state_(table.enter()) {}
-  ~KernelScope() { table_.leave(state_); }
-  KernelScope(const KernelScope&) = delete;
-  KernelScope& operator=(const KernelScope&) = delete;
-
- private:
-  const KernelTable& table_;
-  uint32_t state_;
-};
-
-// [begin, end) of `count` things that fall to part i of n.
-std::pair<size_t, size_t> share(size_t count, size_t part, size_t num_parts) {
-  return {count * part / num_parts, count * (part + 1) / num_parts};
-}
 
 }  // namespace
 
@@ -58,8 +38,7 @@ void Layer::Run::forward() {
     if (!args_.accumulate) write_zeros();
     return;
   }
-  choose_rows();
-  if (makes_operands_) make_operands();
+  make_operands();
   run_gate_up();
   run_down();
   if (pool_.num_parts() > 1) sum_parts();
@@ -77,32 +56,6 @@ size_t Layer::Run::values_row_bytes(size_t part) const {
 
 std::byte* Layer::Run::values_row(size_t part, size_t position) const {
   return scratch_.parts[part].values.data() + position * values_row_bytes(part);
-}
-
-float* Layer::Run::products(size_t part, const Grouping::Chunk& chunk, size_t panel) const {
-  return scratch_.parts[part].products.as<float>() + chunk.first_position * hidden_ +
-         panel * chunk.num_rows * kPanelColumns;
-}
-
-float* Layer::Run::part_totals(size_t part, size_t panel) const {
-  return scratch_.parts[part].totals.as<float>() + panel * num_tokens_ * kPanelColumns;
-}
-
-// Calls fn for as many of a task's panels as suit the kernels, after each other.
-template <class Fn>
-void Layer::Run::for_each_call(const PanelRange& task, Fn fn) const {
-  const uint32_t most = static_cast<uint32_t>(kernels_.num_panels);
-  const uint32_t end = task.first + task.count;
-  for (uint32_t first = task.first; first < end; first += most) {
-    fn(PanelRange{task.chunk, first, std::min(most, end - first)});
-  }
-}
-
-// The caller's rows do as they are if they are operands already; not for tiles, which read some
-// rows past the last one.
-void Layer::Run::choose_rows() {
-  makes_operands_ = convert_ != nullptr || groups_.largest_load() >= kernels_.min_tile_rows;
-  rows_ = makes_operands_ ? scratch_.operands.data() : static_cast<const std::byte*>(args_.x);
 }
 
 void Layer::Run::make_operands() {
@@ -127,13 +80,8 @@ void Layer::Run::make_operands() {
 
 // A token's row of operands, and a copy for each expert that wants its rows side by side.
 void Layer::Run::make_operands(size_t token) const {
-  std::byte* row = scratch_.operands.data() + token * operand_row_;
-  const std::byte* x = static_cast<const std::byte*>(args_.x) + token * x_row_;
-  if (convert_ == nullptr) {
-    std::memcpy(row, x, x_row_);
-  } else {
-    convert_(x, layer_.input_depth(), row);
-  }
+  std::byte* row = operands(token);
+  convert_(static_cast<const std::byte*>(args_.x) + token * x_row_, layer_.input_depth(), row);
   const size_t top_k = args_.choices.top_k;
   for (size_t i = token * top_k; i < (token + 1) * top_k; ++i) {
     const uint32_t position = groups_.position_of()[i];
@@ -225,154 +173,9 @@ size_t Layer::Run::point_to_operands(Pool::Place place, const Grouping::Chunk& c
   const bool gathered = is_gathered(chunk.expert);
   for (size_t i = 0; i < chunk.num_rows; ++i) {
     const size_t position = chunk.first_position + i;
-    const size_t row_bytes = makes_operands_ ? operand_row_ : x_row_;
-    rows[i] = gathered ? gathered_row(position) : rows_ + groups_.token_of()[position] * row_bytes;
+    rows[i] = gathered ? gathered_row(position) : operands(groups_.token_of()[position]);
   }
-  return uses_tiles(chunk.expert) ? operand_row_ : 0;
-}
-
-void Layer::Run::run_down() {
-  const size_t product_bytes = groups_.num_positions() * hidden_ * sizeof(float);
-  if (product_bytes <= layer_.engine_->product_bytes) {
-    run_down_by_chunks();
-  } else {
-    run_down_by_columns();
-  }
-}
-
-// A task is some output columns of one expert for a chunk of its rows. Whoever finishes the last
-// chunk of some columns adds the experts up there, in the order of their ids.
-void Layer::Run::run_down_by_chunks() {
-  const auto& chunks = groups_.chunks();
-  const size_t num_panels = hidden_ / kPanelColumns;
-  down_unit_ = unit_of(pool_.num_threads(0), num_panels * chunks.size(),
-                       std::min(kernels_.num_panels, panels_of_totals(num_tokens_)));
-  for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const ExpertSlice& slice = layer_.slices_[part];
-    Scratch::Part& scratch = scratch_.parts[part];
-    cut_by_chunks({pool_.num_threads(part), slice.num_down_panels(), slice.down_panel_bytes(),
-                   down_unit_, round_up(num_panels, down_unit_)},
-                  chunks, scratch.tasks);
-    scratch_.counts[part] = scratch.tasks.size();
-    for (size_t unit = 0; unit < ceil_div(num_panels, down_unit_); ++unit) {
-      scratch.open_chunks[unit].store(static_cast<uint32_t>(chunks.size()),
-                                      std::memory_order_relaxed);
-    }
-  }
-  pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
-    const KernelScope scope(table_);
-    const PanelRange& task = scratch_.parts[place.part].tasks[i];
-    const Grouping::Chunk& chunk = groups_.chunks()[task.chunk];
-    const Panels panels = layer_.slices_[place.part].down(chunk.expert);
-    const size_t stride = point_to_activations(place, chunk);
-    for_each_call(task, [&](const PanelRange& call) {
-      multiply(place, panels, call, {chunk.num_rows, stride},
-               products(place.part, chunk, call.first));
-    });
-    close_columns(place, task);
-  });
-}
-
-void Layer::Run::close_columns(Pool::Place place, const PanelRange& task) {
-  auto* open = scratch_.parts[place.part].open_chunks.get();
-  const size_t num_panels = hidden_ / kPanelColumns;
-  for (size_t first = task.first; first < task.first + task.count; first += down_unit_) {
-    if (open[first / down_unit_].fetch_sub(1, std::memory_order_acq_rel) != 1) continue;
-    const size_t count = std::min(down_unit_, num_panels - first);
-    sum_columns(place, first, count, [&](const Grouping::Chunk& chunk, float* totals) {
-      add(chunk, products(place.part, chunk, first), count, totals);
-    });
-  }
-}
-
-// A task is some output columns for all tokens and experts.
-void Layer::Run::run_down_by_columns() {
-  for (size_t part = 0; part < pool_.num_parts(); ++part) {
-    const ExpertSlice& slice = layer_.slices_[part];
-    cut_by_panels({pool_.num_threads(part), slice.num_down_panels(), slice.down_panel_bytes(), 1,
-                   std::min(kernels_.num_panels, panels_of_totals(num_tokens_))},
-                  groups_.chunks(), scratch_.parts[part].tasks);
-    scratch_.counts[part] = scratch_.parts[part].tasks.size();
-  }
-  pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
-    const KernelScope scope(table_);
-    const PanelRange& task = scratch_.parts[place.part].tasks[i];
-    float* sums = scratch_.workers[place.worker]->sums;
-    sum_columns(place, task.first, task.count, [&](const Grouping::Chunk& chunk, float* totals) {
-      const Panels panels = layer_.slices_[place.part].down(chunk.expert);
-      const size_t stride = point_to_activations(place, chunk);
-      multiply(place, panels, task, {chunk.num_rows, stride}, sums);
-      add(chunk, sums, task.count, totals);
-    });
-  });
-}
-
-// Adds up all experts' chunks for some columns, in order: the same whatever else is in the batch.
-template <class AddChunk>
-void Layer::Run::sum_columns(Pool::Place place, size_t first, size_t count, AddChunk add_chunk) {
-  const bool is_whole = pool_.num_parts() == 1;
-  float* totals =
-      is_whole ? scratch_.workers[place.worker]->totals : part_totals(place.part, first);
-  std::fill_n(totals, count * num_tokens_ * kPanelColumns, 0.0f);
-  for (const uint32_t expert : groups_.active()) {
-    const size_t end = groups_.end_position(expert);
-    const size_t num_rows = groups_.rows_per_chunk(expert);
-    for (size_t p = groups_.first_position(expert); p < end; p += num_rows) {
-      add_chunk({expert, p, std::min(num_rows, end - p)}, totals);
-    }
-  }
-  if (!is_whole) return;
-  for (size_t token = 0; token < num_tokens_; ++token) {
-    for (size_t i = 0; i < count; ++i) {
-      write(totals + (i * num_tokens_ + token) * kPanelColumns, token, first + i);
-    }
-  }
-}
-
-void Layer::Run::add(const Grouping::Chunk& chunk, const float* sums, size_t num_panels,
-                     float* totals) const {
-  for (size_t i = 0; i < num_panels; ++i) {
-    table_.accumulate(sums + i * chunk.num_rows * kPanelColumns,
-                      groups_.weight_of() + chunk.first_position,
-                      groups_.token_of() + chunk.first_position, chunk.num_rows,
-                      totals + i * num_tokens_ * kPanelColumns);
-  }
-}
-
-size_t Layer::Run::point_to_activations(Pool::Place place, const Grouping::Chunk& chunk) const {
-  const void** rows = scratch_.workers[place.worker]->rows;
-  for (size_t i = 0; i < chunk.num_rows; ++i) {
-    rows[i] = activation_row(place.part, chunk.first_position + i);
-  }
-  return layer_.activation_row_[place.part];
-}
-
-// Adds the parts' totals, in the order of the parts.
-void Layer::Run::sum_parts() {
-  const size_t num_parts = pool_.num_parts();
-  const size_t num_panels = hidden_ / kPanelColumns;
-  for (size_t part = 0; part < num_parts; ++part) {
-    const auto [begin, end] = share(num_panels, part, num_parts);
-    scratch_.counts[part] = end - begin;
-  }
-  pool_.parallel_for(scratch_.counts, [&](Pool::Place place, size_t i) {
-    const KernelScope scope(table_);
-    const size_t panel = share(num_panels, place.part, num_parts).first + i;
-    for (size_t token = 0; token < num_tokens_; ++token) {
-      float total[kPanelColumns] = {};
-      for (size_t part = 0; part < num_parts; ++part) {
-        if (layer_.slices_[part].width() == 0) continue;
-        const float* row = part_totals(part, panel) + token * kPanelColumns;
-        for (size_t c = 0; c < kPanelColumns; ++c) total[c] += row[c];
-      }
-      write(total, token, panel);
-    }
-  });
-}
-
-void Layer::Run::write(const float* total, size_t token, size_t panel) const {
-  const size_t offset = token * x_row_ + panel * kPanelColumns * dtype_bytes(args_.dtype);
-  finish_(total, static_cast<std::byte*>(args_.out) + offset);
+  return gathered ? operand_row_ : 0;
 }
 
 }  // namespace ktt

@@ -4,12 +4,26 @@
 // ids.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "moe.h"
 
 namespace ktt {
+
+// Kernel calls of one task lie between its construction and its end.
+class KernelScope {
+ public:
+  explicit KernelScope(const KernelTable& table) : table_(table), state_(table.enter()) {}
+  ~KernelScope() { table_.leave(state_); }
+  KernelScope(const KernelScope&) = delete;
+  KernelScope& operator=(const KernelScope&) = delete;
+
+ private:
+  const KernelTable& table_;
+  uint32_t state_;
+};
 
 class Layer::Run {
  public:
@@ -20,12 +34,12 @@ class Layer::Run {
  private:
   using Panels = ExpertSlice::Panels;
 
-  // Rows that tile kernels read as they lie, and those that are found one by one.
-  bool uses_tiles(size_t expert) const {
+  // Whether an expert has a copy of its rows side by side.
+  bool is_gathered(size_t expert) const {
     return groups_.num_positions(expert) >= kernels_.min_tile_rows;
   }
-  bool is_gathered(size_t expert) const {
-    return uses_tiles(expert) && groups_.num_positions(expert) > 1;
+  std::byte* operands(size_t token) const {
+    return scratch_.operands.data() + token * operand_row_;
   }
   std::byte* gathered_row(size_t position) const {
     return scratch_.gathered.data() + position * operand_row_;
@@ -37,7 +51,6 @@ class Layer::Run {
   float* part_totals(size_t part, size_t panel) const;
 
   void write_zeros() const;
-  void choose_rows();
   void make_operands();
   void make_operands(size_t token) const;
 
@@ -58,6 +71,7 @@ class Layer::Run {
   // Let the worker point to a chunk's rows; return their stride if they lie side by side, else 0.
   size_t point_to_operands(Pool::Place place, const Grouping::Chunk& chunk) const;
   size_t point_to_activations(Pool::Place place, const Grouping::Chunk& chunk) const;
+  // Calls fn for as many of a task's panels as suit the kernels, after each other.
   template <class Fn>
   void for_each_call(const PanelRange& task, Fn fn) const;
   // The product of some panels with the rows the worker points to.
@@ -78,13 +92,20 @@ class Layer::Run {
   const size_t num_tokens_;
   const size_t hidden_;
   const size_t operand_row_;  // bytes
-  const size_t x_row_;        // bytes
+  const size_t x_row_;        // bytes, of out's rows as well
   void (*const convert_)(const void* source, const Depth& depth, void* operands);
   void (*const multiply_)(const BlockTask& task);
   void (*const finish_)(const float* totals, void* out);
-  const std::byte* rows_ = nullptr;  // each token's operands, ours or the caller's
-  bool makes_operands_ = false;
   size_t down_unit_ = 1;  // panels whose products are added up together
 };
+
+template <class Fn>
+void Layer::Run::for_each_call(const PanelRange& task, Fn fn) const {
+  const uint32_t most = static_cast<uint32_t>(kernels_.num_panels);
+  const uint32_t end = task.first + task.count;
+  for (uint32_t first = task.first; first < end; first += most) {
+    fn(PanelRange{task.chunk, first, std::min(most, end - first)});
+  }
+}
 
 }  // namespace ktt

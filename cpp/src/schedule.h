@@ -4,11 +4,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "grouping.h"
 
 namespace ktt {
+
+// [begin, end) of `count` things that fall to part i of n.
+inline std::pair<size_t, size_t> share(size_t count, size_t part, size_t num_parts) {
+  return {count * part / num_parts, count * (part + 1) / num_parts};
+}
 
 // What of a matrix falls to a task.
 struct PanelRange {

@@ -45,7 +45,7 @@ struct Scratch {
     // [chunks]: gate/up panels whose activations are not there yet, where they are quantised.
     std::unique_ptr<std::atomic<uint32_t>[]> open_panels;
     Buffer values;      // [positions, width of the slice] fp32, before they are quantised
-    Buffer activation;  // [positions + padding, width of the slice], operands of down
+    Buffer activation;  // [positions, width of the slice], operands of down
     Buffer products;    // [chunks][panels of hidden][rows of the chunk][kPanelColumns] fp32
     // [panels of hidden, or fewer]: chunks whose products are not there yet.
     std::unique_ptr<std::atomic<uint32_t>[]> open_chunks;
@@ -64,8 +64,8 @@ struct Scratch {
 
   Grouping grouping;
   std::vector<size_t> counts;  // [part]: tasks of the next region
-  Buffer operands;             // [tokens + padding, hidden]
-  Buffer gathered;             // [positions + padding, hidden]
+  Buffer operands;             // [tokens, hidden]
+  Buffer gathered;             // [positions, hidden], those that kernels want contiguous
   std::vector<Part> parts;
   std::vector<std::unique_ptr<Worker>> workers;
 

@@ -160,8 +160,7 @@ ExpertSlice::CallerRows<Rows> ExpertSlice::caller_rows(const Panel& panel,
   const FormatTraits t = traits(shape_.format);
   const Depth& depth = panel.section.depth;
   const size_t row_bytes = weight_bytes(shape_.format, panel.section.row_elements);
-  const size_t scale_row_bytes =
-      (panel.section.row_elements + shape_.group - 1) / shape_.group * t.scale_bytes;
+  const size_t scale_row_bytes = ceil_div(panel.section.row_elements, shape_.group) * t.scale_bytes;
   const auto weights = [&](auto matrix, size_t tile) {
     return moved(matrix,
                  panel.tile_row[tile] * row_bytes + weight_bytes(shape_.format, depth.begin));

@@ -190,9 +190,7 @@ class Weights {
 class Operands {
  public:
   Operands(Activation mode, const Depth& depth, size_t num_rows)
-      : depth_(depth),
-        stride_(kernels_of(mode).row_bytes(depth)),
-        together_((num_rows + kRowPadding) * stride_) {
+      : depth_(depth), stride_(kernels_of(mode).row_bytes(depth)), together_(num_rows * stride_) {
     std::mt19937 random(11);
     std::normal_distribution<float> normal;
     std::vector<float> x(depth.size);

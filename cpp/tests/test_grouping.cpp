@@ -18,7 +18,6 @@ TEST(positions_of_an_expert_are_neighbours_in_token_order) {
   grouping.group({3, 2, ids, weights}, {true, true, true});
   CHECK(grouping.active() == (std::vector<uint32_t>{0, 2}));
   CHECK_EQUAL(grouping.num_positions(1), size_t{0});
-  CHECK_EQUAL(grouping.largest_load(), size_t{4});
   const uint32_t tokens[] = {0, 0, 1, 2, 2};
   const float wanted[] = {2, 1, 4, 5, 6};
   const uint32_t positions[] = {1, 0, Grouping::kNowhere, 2, 3, 4};
@@ -41,7 +40,7 @@ TEST(chunks_cover_all_rows_busiest_first) {
     const auto& chunk = grouping.chunks()[i];
     CHECK_EQUAL(chunk.expert, size_t{1});
     CHECK_EQUAL(chunk.first_position, position);
-    CHECK_EQUAL(chunk.num_rows, i < 2 ? size_t{192} : size_t{136});  // none is left with a few
+    CHECK_EQUAL(chunk.num_rows, i < 2 ? size_t{176} : size_t{168});  // none is left with a few
     position += chunk.num_rows;
   }
   CHECK_EQUAL(position, kTokens);
@@ -57,7 +56,6 @@ TEST(nothing_to_do) {
   grouping.group({2, 1, ids, weights}, std::vector<bool>(4, true));
   CHECK(grouping.chunks().empty());
   CHECK(grouping.active().empty());
-  CHECK_EQUAL(grouping.largest_load(), size_t{0});
 }
 
 TEST(unknown_and_unset_experts_are_named) {

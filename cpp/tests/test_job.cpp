@@ -1,4 +1,7 @@
 // Jobs: run in order without a caller, wait for flags and set them, keep their errors.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -170,6 +173,38 @@ TEST(jobs_that_are_never_ready_can_be_destroyed) {
   second.reset();  // waits in the queue
   first.reset();   // the dispatching thread waits for it
   third.reset();   // runs
+  CHECK(bench.is_right());
+}
+
+bool is_refused_elsewhere(Job& job, void (Job::*call)()) {
+  try {
+    (job.*call)();
+  } catch (const Error& error) {
+    return std::string(error.what()).find("make a pool here") != std::string::npos;
+  }
+  return false;
+}
+
+// Nobody runs jobs there: a forked process may destroy one, pending as it may be, and no more.
+TEST(a_forked_process_waits_for_no_job) {
+  Bench bench;
+  uint32_t ready = 0;
+  auto job = std::make_unique<Job>(*bench.layer, bench.arguments(), nullptr, &ready, nullptr);
+  job->submit();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // a child that waits for ever fails instead
+    const bool is_refused =
+        is_refused_elsewhere(*job, &Job::submit) && is_refused_elsewhere(*job, &Job::wait);
+    job.reset();
+    bench.layer.reset();
+    _exit(is_refused ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQUAL(waitpid(child, &status, 0), child);
+  CHECK_EQUAL(status, 0);
+  __atomic_store_n(&ready, 1u, __ATOMIC_RELEASE);
+  job->wait();
   CHECK(bench.is_right());
 }
 

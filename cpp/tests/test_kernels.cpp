@@ -34,13 +34,13 @@ const ActivationKernels& kernels_of(const KernelTable& table, Activation mode) {
   return table.activation[static_cast<size_t>(mode)];
 }
 
-// Rows of fp32 as operands of a mode, padded as tile kernels ask for.
+// Rows of fp32 as operands of a mode.
 struct Operands {
   Operands(const KernelTable& table, Activation mode, const std::vector<float>& x,
            const Depth& depth)
       : mode(mode), depth(depth), stride(kernels_of(table, mode).row_bytes(depth)) {
     const size_t rows = x.size() / depth.size;
-    bytes.resize((rows + kRowPadding) * stride);
+    bytes.resize(rows * stride);
     const auto convert = kernels_of(table, mode).convert[0];
     const Scope scope(table);
     for (size_t r = 0; r < rows; ++r) {
@@ -342,6 +342,7 @@ TEST(int8_operands_that_are_not_finite_make_nan) {
     x[depth.size + 77] = bad;
     for (const KernelTable* table : runnable_tables()) {
       const Operands operands(*table, Activation::kInt8, x, depth);
+      CHECK_EQUAL(operands.at<int32_t>(1, Int8Row::sums_offset(depth), 0), 0);
       const auto sums = multiply(*table, panels, operands, 0, 2, 0, 1, true);
       for (size_t i = 0; i < sums.size(); ++i) CHECK_EQUAL(std::isnan(sums[i]), i >= kPanelColumns);
     }

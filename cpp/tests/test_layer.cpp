@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -377,6 +378,26 @@ TEST(experts_are_replaced_cleared_and_set_again) {
   CHECK_THROWS(run(*layer, c.batch), "that expert has no weights");
   layer->set_expert(0, c.experts[0].source());
   check_close(c, Activation::kFloat32, run(*layer, c.batch));
+}
+
+// Whoever computes meanwhile sees the expert before or after the change, never in between.
+TEST(experts_change_while_another_thread_computes) {
+  Batch batch(6, 96, 15);
+  for (int32_t& id : batch.ids) id = id == 4 ? 3 : id;
+  const Case c(shape_of(WeightFormat::kInt4, 96, 64, 32), batch);
+  const auto layer = layer_of(c, *runnable_tables().back(), Activation::kInt8, options_of(2, 2));
+  const auto wanted = run(*layer, c.batch);
+  size_t num_right = 0;
+  std::thread computing([&] {
+    for (int round = 0; round < 20; ++round) num_right += run(*layer, c.batch) == wanted;
+  });
+  for (int round = 0; round < 20; ++round) {
+    layer->set_expert(0, c.experts[0].source());
+    layer->clear_expert(4);
+    layer->set_expert(4, c.experts[4].source());
+  }
+  computing.join();
+  CHECK_EQUAL(num_right, size_t{20});
 }
 
 TEST(experts_come_out_as_they_went_in) {

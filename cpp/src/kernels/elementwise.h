@@ -133,8 +133,9 @@ void quantize(const void* source, const Depth& depth, void* operands) {
     const float largest = largest_of<Isa>(from + at, end - at);
     const float scale = largest - largest == 0.0f ? largest / 127.0f : __builtin_nanf("");
     const float factor = scale > 0.0f ? 127.0f / largest : 0.0f;
+    const int32_t sum = store_scaled<Isa>(from + at, end - at, factor, values + at);
     *scales++ = scale;
-    *sums++ = store_scaled<Isa>(from + at, end - at, factor, values + at);
+    *sums++ = scale == scale ? sum : 0;  // that of no numbers is so large that products overflow
   }
   for (size_t at = depth.size; at < Int8Row::values_bytes(depth); ++at) values[at] = 0;
 }

@@ -11,7 +11,11 @@ namespace {
 
 struct IsaAvx2 {
   static constexpr size_t kLanes = 8;
-  static constexpr size_t kSums = 12;        // what fits beside weights and operand in 16 registers
+#ifdef KTT_SMALL_BLOCKS
+  static constexpr size_t kSums = 6;
+#else
+  static constexpr size_t kSums = 12;  // what fits beside weights and operand in 16 registers
+#endif
   static constexpr size_t kTilesAtOnce = 1;  // for many rows
   using F32 = __m256;
   using Bits = __m256i;

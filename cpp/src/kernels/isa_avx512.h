@@ -12,7 +12,11 @@ namespace {
 
 struct IsaAvx512 {
   static constexpr size_t kLanes = 16;
-  static constexpr size_t kSums = 16;        // leaves registers for decoding
+#ifdef KTT_SMALL_BLOCKS
+  static constexpr size_t kSums = 4;
+#else
+  static constexpr size_t kSums = 16;  // leaves registers for decoding
+#endif
   static constexpr size_t kTilesAtOnce = 2;  // for many rows
   using F32 = __m512;
   using Bits = __m512i;

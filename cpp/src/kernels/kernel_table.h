@@ -11,9 +11,8 @@
 
 namespace ktt {
 
-inline constexpr size_t kMaxRows = 256;    // rows of one call, a multiple of every row block
-inline constexpr size_t kMaxPanels = 8;    // panels of one call
-inline constexpr size_t kRowPadding = 32;  // rows that tile kernels may read past the last one
+inline constexpr size_t kMaxRows = 256;  // rows of one call, a multiple of every row block
+inline constexpr size_t kMaxPanels = 8;  // panels of one call
 // Scratch of one call: a chunk of two panels in the widest type that formats are decoded to. Vector
 // kernels decode one panel; tile kernels two at once and the next chunk beside, in half the width.
 inline constexpr size_t kDecodeBytes = 2 * kChunkDepth * kPanelColumns * sizeof(float);
@@ -41,27 +40,27 @@ struct Int8Row {
 // Some neighbouring panels times a block of rows. Results are independent of how rows and panels
 // are cut into calls.
 struct BlockTask {
-  const void* const* rows;    // operand rows
-  size_t row_stride;          // bytes from row to row when contiguous and padded, else 0
-  size_t num_rows;            // 1..kMaxRows
-  const std::byte* weights;   // the first panel
-  size_t panel_bytes;         // from panel to panel
-  const std::byte* scales;    // of the first panel, see layout.h; null for kBf16
-  size_t panel_scale_bytes;   // from panel to panel
-  size_t num_panels;          // 1..kMaxPanels
+  const void* const* rows;   // operand rows
+  size_t row_stride;         // bytes from row to row when they are contiguous, else 0
+  size_t num_rows;           // 1..kMaxRows
+  const std::byte* weights;  // the first panel
+  size_t panel_bytes;        // from panel to panel
+  const std::byte* scales;   // of the first panel, see layout.h; null for kBf16
+  size_t panel_scale_bytes;  // from panel to panel
+  size_t num_panels;         // 1..kMaxPanels
   Depth depth;
-  float* sums;                // out: [num_panels][num_rows][kPanelColumns]
-  std::byte* decode;          // kDecodeBytes of scratch, 64-byte aligned
+  float* sums;        // out: [num_panels][num_rows][kPanelColumns]
+  std::byte* decode;  // kDecodeBytes of scratch, 64-byte aligned
 };
 
 // How activations of one mode become operands and how panels use them.
 struct ActivationKernels {
-  size_t min_tile_rows;  // from so many rows on `multiply` uses tiles, if the rows are contiguous
+  size_t min_tile_rows;  // from so many rows on contiguous ones are worth copying them
   size_t num_panels;     // panels of a call that suit `multiply`, at most kMaxPanels
-  // Bytes of an operand row, a multiple of 64 where tiles need it.
+  // Bytes of an operand row, what keeps neighbours out of each other's cache sets included.
   size_t (*row_bytes)(const Depth& depth);
   void (*multiply[kNumFormats])(const BlockTask& task);  // null: not offered in this mode
-  // depth.size elements of a dtype to an operand row; null when that type already is one.
+  // depth.size elements of a dtype to an operand row.
   void (*convert[kNumDtypes])(const void* source, const Depth& depth, void* operands);
   // silu(gate) * up for the sums of one gate/up panel: kTileColumns values for each row, in
   // operands, or in fp32 when `quantizes`: convert[kFloat32] makes whole rows of it afterwards.

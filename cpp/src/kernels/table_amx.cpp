@@ -7,32 +7,20 @@
 namespace ktt {
 namespace {
 
-// An odd number of cache lines: rows a power of two apart would share few sets of the cache, and
-// the rows of one tile alone would drive each other out.
-constexpr size_t spread(size_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
-
-size_t pair_row_bytes(const Depth& depth) { return spread(row_bytes<AsBfloat16>(depth)); }
-size_t quad_row_bytes(const Depth& depth) { return spread(int8_row_bytes(depth)); }
-
-constexpr ActivationKernels with_tiles(ActivationKernels kernels,
-                                       size_t (*row_bytes)(const Depth& depth)) {
+constexpr ActivationKernels with_tiles(ActivationKernels kernels) {
   kernels.min_tile_rows = kMinTileRows;
-  kernels.row_bytes = row_bytes;
   return kernels;
 }
 
 constexpr ActivationKernels pair_kernels() {
-  return with_tiles(float_kernels<IsaAvx512, AsBfloat16>(&multiply_tiles<PairTiles, FormatBf16>,
-                                                         &multiply_tiles<PairTiles, FormatFp8>,
-                                                         &multiply_tiles<PairTiles, FormatInt8>,
-                                                         &multiply_tiles<PairTiles, FormatInt4>),
-                    &pair_row_bytes);
+  return with_tiles(float_kernels<IsaAvx512, AsBfloat16>(
+      &multiply_tiles<PairTiles, FormatBf16>, &multiply_tiles<PairTiles, FormatFp8>,
+      &multiply_tiles<PairTiles, FormatInt8>, &multiply_tiles<PairTiles, FormatInt4>));
 }
 
 constexpr ActivationKernels quad_kernels() {
   return with_tiles(int8_kernels<IsaAvx512>(&multiply_tiles<QuadTiles, FormatInt8>,
-                                            &multiply_tiles<QuadTiles, FormatInt4>),
-                    &quad_row_bytes);
+                                            &multiply_tiles<QuadTiles, FormatInt4>));
 }
 
 uint32_t enter_tiles() {

@@ -210,6 +210,16 @@ def is_unfinished(directory: Path) -> bool:
     return not (directory / INDEX).exists() and any(directory.glob(_SHARDS))
 
 
+def find_stranger(directory: Path) -> Path | None:
+    """Something in the directory that no conversion writes, if there is any.
+
+    Beside another checkpoint a conversion would leave its index in place of the other's.
+    """
+    ours = (_SHARDS, LOCK, INDEX, INDEX + UNFINISHED)
+    strangers = (path for path in directory.iterdir() if not any(map(path.match, ours)))
+    return min(strangers, default=None)
+
+
 @cache
 def _places(target: Target, shape: tuple[int, ...]) -> tuple[Place, Place | None]:
     """What quantising a matrix of that shape will give: its data and, if any, its scales."""

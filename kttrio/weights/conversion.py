@@ -139,7 +139,9 @@ class Conversion:
         self.deviations[layer] = deviation
 
     def finish(self) -> None:
-        """Write the index: from now on the directory is a checkpoint of experts."""
+        """Write the index, if need be: from now on the directory is a checkpoint of experts."""
+        if self._is_complete():
+            return
         where = {
             name: self.path(layer).name
             for layer in range(len(self.layers))

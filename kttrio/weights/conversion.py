@@ -207,9 +207,20 @@ _MEANINGS = {
 }
 
 
+def is_conversion(directory: Path) -> bool:
+    """Whether a conversion has written shards into the directory."""
+    return any(directory.glob(_SHARDS))
+
+
 def is_unfinished(directory: Path) -> bool:
     """Whether a conversion into the directory was begun and not brought to its end."""
-    return not (directory / INDEX).exists() and any(directory.glob(_SHARDS))
+    return not (directory / INDEX).exists() and is_conversion(directory)
+
+
+def made_from(directory: Path) -> str | None:
+    """Fingerprint of what a conversion into the directory was made from; None: it holds none."""
+    shard = next(directory.glob(_SHARDS), None)
+    return None if shard is None else _read_metadata(shard).get("source")
 
 
 def find_stranger(directory: Path) -> Path | None:

@@ -23,6 +23,7 @@ from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_experts
+from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
@@ -181,6 +182,7 @@ class Estimate:
     expert_format: str
     """For people, as is the next."""
     expert_activation: str
+    expert_scratch: ScratchShape
     cache_shape: CacheShape
 
 
@@ -274,6 +276,12 @@ def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> E
             expert_bytes=source.plan.nbytes(maps),
             expert_format=source.plan.format,
             expert_activation=source.plan.activation,
+            expert_scratch=scratch_shape(
+                maps,
+                source.plan.activations,
+                top_k=model.top_k,
+                num_parts=most_parts(experts),
+            ),
             cache_shape=model.cache_shape(),
         )
 

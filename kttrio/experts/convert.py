@@ -18,6 +18,7 @@ from kttrio.weights.conversion import (
     Identity,
     NoRoomError,
     find_stranger,
+    is_empty,
 )
 from kttrio.weights.fingerprint import fingerprint
 from kttrio.weights.formats import base as formats
@@ -127,7 +128,7 @@ def _check_output(job: Job) -> None:
             f"--output {job.output} holds {stranger.name}, which kttrio quant does not write: "
             "--resume goes on in a directory of its own; name another, or move that away"
         )
-    if not job.resume and any(job.output.iterdir()):
+    if not job.resume and not is_empty(job.output):
         raise ConfigError(
             f"--output {job.output} is not empty; go on with a conversion that was ended there "
             "with --resume, or name another directory"

@@ -117,12 +117,14 @@ class Conversion:
 
     def check_room(self) -> None:
         """Raise NoRoomError where the disk cannot take what is missing."""
-        needed = sum(self.layer_bytes(layer) for layer in self.missing)
+        if not self.missing:
+            return
+        needed = _SPARE_BYTES + sum(self.layer_bytes(layer) for layer in self.missing)
         free = shutil.disk_usage(self.directory).free
-        if needed and needed + _SPARE_BYTES > free:
+        if needed > free:
             raise NoRoomError(
-                f"{self.directory} needs {needed / 1e9:.1f} GB more, but its disk has "
-                f"{free / 1e9:.1f} GB left"
+                f"{self.directory} needs {needed / 1e9:.2f} GB more, but its disk has "
+                f"{free / 1e9:.2f} GB left"
             )
 
     def write(self, layer: int, matrices: Iterable[Quantised]) -> None:
@@ -215,6 +217,12 @@ def is_conversion(directory: Path) -> bool:
 def is_unfinished(directory: Path) -> bool:
     """Whether a conversion into the directory was begun and not brought to its end."""
     return not (directory / INDEX).exists() and is_conversion(directory)
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether there is nothing but what a conversion leaves that wrote no layer."""
+    names = (path.name for path in directory.iterdir())
+    return all(name == LOCK or name.endswith(UNFINISHED) for name in names)
 
 
 def made_from(directory: Path) -> str | None:

@@ -166,9 +166,12 @@ def test_sizes_the_kernels_cannot_take_are_refused(job):
 def test_too_small_a_disk_is_refused(job, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(ConfigError, match=r"--output: .* its disk has .* make room"):
+    room = r"--output: .* needs 0.07 GB more, but its disk has 0.00 GB left; make room"
+    with pytest.raises(ConfigError, match=room):
         run(job)
     assert not list(job.output.glob("experts-*"))
+    monkeypatch.undo()
+    run(job)  # nothing was begun that would have to be resumed
 
 
 @pytest.mark.parametrize(

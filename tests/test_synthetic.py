@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
-from kttrio.config import ExpertConfig
+from kttrio.config import ConfigError, ExpertConfig
 from kttrio.models.base import estimate, read_blueprint
 from kttrio.weights.checkpoint import Checkpoint
 from tools.synthetic import config, write_checkpoint
@@ -37,3 +38,10 @@ def test_the_seed_decides(tmp_path):
         for name in ("one", "again", "other")
     )
     assert one == again != other
+
+
+def test_a_directory_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is not empty"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kttrio.config import ConfigError
 from kttrio.models.base import find_family
 from kttrio.serve import DEMO_MODEL
-from kttrio.weights.checkpoint import INDEX
+from kttrio.weights.checkpoint import INDEX, CheckpointError
 from kttrio.weights.loader import Part
 from kttrio.weights.shard import Place, ShardWriter, shard_bytes, write_text
 
@@ -73,7 +74,9 @@ def shards(parts: Iterator[Part], limit: int) -> Iterator[list[Part]]:
 def write_checkpoint(
     directory: Path, fields: dict[str, Any], *, shard_limit: int, seed: int = 0
 ) -> int:
-    """Returns the bytes of all tensors."""
+    """Returns the bytes of all tensors. ConfigError where the directory holds something."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise ConfigError(f"{directory} is not empty; name another directory")
     blueprint = find_family(fields["model_type"]).parse(fields)
     dense = (part for weight in blueprint.weight_map() for part in weight.parts)
     routed = (part for layer in blueprint.expert_map() for part in layer.all_parts())
@@ -114,7 +117,10 @@ def main() -> None:
         intermediate=given.intermediate,
     )
     limit = int(given.shard_gigabytes * 1e9)
-    total = write_checkpoint(given.directory, fields, shard_limit=limit, seed=given.seed)
+    try:
+        total = write_checkpoint(given.directory, fields, shard_limit=limit, seed=given.seed)
+    except (ConfigError, CheckpointError) as error:
+        parser.error(str(error))
     print(f"{given.directory}: {total / 1e9:.2f} GB")
 
 

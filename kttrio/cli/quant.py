@@ -71,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
             written = convert(
                 job,
                 progress=face.progress,
-                layer_done=lambda layer, error: face.layer_done(job.name(layer), error.relative),
+                layer_done=lambda layer, error: face.layer_done(
+                    layer, job.name(layer), error.relative
+                ),
             )
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
@@ -101,7 +103,7 @@ class QuantFace:
 
     def __init__(self, console: Console, num_layers: int) -> None:
         self._console, self._num_layers = console, num_layers
-        self._errors: dict[str, float] = {}
+        self._errors: dict[int, tuple[str, float]] = {}
         self._begun = time.monotonic()
         self._read_bytes = 0
         self._progress = Progress(
@@ -132,8 +134,8 @@ class QuantFace:
         self._read_bytes = done
         self._progress.update(self._bar, completed=done, total=total)
 
-    def layer_done(self, name: str, error: float) -> None:
-        self._errors[name] = error
+    def layer_done(self, layer: int, name: str, error: float) -> None:
+        self._errors[layer] = name, error
         count = f"{len(self._errors)} of {self._num_layers} layers"
         self._progress.update(self._bar, description=count)
         if not self._console.is_terminal:
@@ -142,7 +144,7 @@ class QuantFace:
     def summary(self, source: Path, output: Path, written: int) -> None:
         """Errors, speed, and the command that serves the result."""
         table = Table("experts", Column("relative error", justify="right"), box=None)
-        for name, error in self._errors.items():
+        for _, (name, error) in sorted(self._errors.items()):  # also when resumed in a gap
             table.add_row(name, f"{error:.2%}")
         self._console.print(table)
         self._print(f"{self._speed()}; {output} holds {decimal(written)}")

@@ -12,7 +12,14 @@ from pathlib import Path
 from kttrio.config import ConfigError
 from kttrio.experts.formats import INTEGERS, SOURCES, check_experts
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
-from kttrio.weights.conversion import BusyError, Conversion, Identity, NoRoomError
+from kttrio.weights.conversion import (
+    BusyError,
+    Conversion,
+    Identity,
+    NoRoomError,
+    find_stranger,
+    is_empty,
+)
 from kttrio.weights.fingerprint import fingerprint
 from kttrio.weights.formats import base as formats
 from kttrio.weights.loader import Countdown, ExpertWeights, Progress, stored_bytes
@@ -113,7 +120,15 @@ def _open(job: Job, identity: Identity) -> Conversion:
 def _check_output(job: Job) -> None:
     if job.output.exists() and not job.output.is_dir():
         raise ConfigError(f"--output {job.output} is no directory; name another")
-    if not job.resume and job.output.is_dir() and any(job.output.iterdir()):
+    if not job.output.is_dir():
+        return
+    stranger = find_stranger(job.output)
+    if job.resume and stranger is not None:
+        raise ConfigError(
+            f"--output {job.output} holds {stranger.name}, which kttrio quant does not write: "
+            "--resume goes on in a directory of its own; name another, or move that away"
+        )
+    if not job.resume and not is_empty(job.output):
         raise ConfigError(
             f"--output {job.output} is not empty; go on with a conversion that was ended there "
             "with --resume, or name another directory"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from kttrio.config import ConfigError
-from kttrio.weights.checkpoint import Checkpoint
-from kttrio.weights.conversion import is_unfinished
+from kttrio.weights.checkpoint import Checkpoint, CheckpointError
+from kttrio.weights.conversion import is_conversion, is_unfinished, made_from
+from kttrio.weights.fingerprint import fingerprint
 from kttrio.weights.loader import ExpertWeights
+
+log = logging.getLogger(__name__)
 
 # What kt-kernel's converter writes: a tensor for each expert and NUMA part, or raw files.
 _MERGED = re.compile(r"(blk\.\d+\.ffn_\w+_exps\.\d+\.numa\.)\d+\.weight")
@@ -19,8 +24,8 @@ _RAW = "_layer_*/_numa_*/*.kt"
 def open_experts(directory: Path, model: Path, weights: ExpertWeights) -> Checkpoint:
     """The checkpoint at --kt-weight-path. `model` is the one at --model, `weights` one layer's.
 
-    Raises ConfigError, with the command that mends it, for a directory that kt-kernel's converter
-    wrote and for a conversion of ours that has not ended.
+    Raises ConfigError, with what mends it, for a directory that cannot be read, that kt-kernel's
+    converter wrote, or that holds a conversion of ours that has not ended.
     """
     raw = next(directory.glob(_RAW), None)
     if raw is not None:
@@ -30,11 +35,41 @@ def open_experts(directory: Path, model: Path, weights: ExpertWeights) -> Checkp
             f"--kt-weight-path {directory}: the conversion has not ended; run its kttrio quant "
             "command again with --resume"
         )
-    checkpoint = Checkpoint(directory)
+    checkpoint = _checkpoint(directory)
     found = next(filter(None, map(_MERGED.fullmatch, checkpoint.entries)), None)
     if found is not None:
         raise _foreign(directory, model, _merged_method(checkpoint, found[1], weights))
     return checkpoint
+
+
+def warn_of_another_source(
+    experts: Checkpoint, model: Checkpoint, maps: Sequence[ExpertWeights]
+) -> None:
+    """Say it where quantised experts were made from others than the model has, if it has any.
+
+    That may be meant (the same model, published in another precision) or a mistyped path.
+    """
+    source = made_from(experts.directory)
+    names = [part.name for weights in maps for part in weights.all_parts()]
+    if source is None or not all(name in model for name in names):
+        return
+    if source != fingerprint(model, names):
+        log.warning(
+            "--kt-weight-path %s was not made from the experts in %s; if it should have been, run "
+            "kttrio quant anew",
+            experts.directory,
+            model.directory,
+        )
+
+
+def _checkpoint(directory: Path) -> Checkpoint:
+    try:
+        return Checkpoint(directory)
+    except CheckpointError as error:
+        mend = ""
+        if is_conversion(directory):
+            mend = "; delete that shard and run its kttrio quant command again with --resume"
+        raise ConfigError(f"--kt-weight-path {directory}: {error}{mend}") from error
 
 
 def _merged_method(checkpoint: Checkpoint, matrix: str, weights: ExpertWeights) -> str:

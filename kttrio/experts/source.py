@@ -184,8 +184,13 @@ def _open_cache(
     source = fingerprint(checkpoint, (part.name for part in _all_parts(layers)))
     directory = cache_dir.expanduser() / f"experts-{target.form}-{target.group}-{source[:16]}"
     try:
-        cache = Conversion(directory, Identity(source, target), layers, wait=True)
-        cache.check_room()
+        with ExitStack() as undo:
+            cache = Conversion(directory, Identity(source, target), layers, wait=True)
+            undo.push(cache)
+            cache.check_room()
+            if not cache.missing:  # a start may have been ended between the last shard and this
+                cache.finish()
+            undo.pop_all()
     except (OSError, NoRoomError) as error:
         log.warning(
             "experts are quantised at every start, because they cannot be kept: %s "

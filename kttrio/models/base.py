@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import kttrio.models as package
-from kttrio.config import ExpertConfig
+from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded
-from kttrio.experts.foreign import open_experts
+from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_experts
+from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
@@ -181,6 +182,7 @@ class Estimate:
     expert_format: str
     """For people, as is the next."""
     expert_activation: str
+    expert_scratch: ScratchShape
     cache_shape: CacheShape
 
 
@@ -241,10 +243,22 @@ def _opened(directory: Path, config: ExpertConfig, dtype: torch.dtype) -> Iterat
         experts = files.enter_context(open_experts(path, directory, maps[0])) if path else dense
         parts = [part for weight in weights for part in weight.parts]
         check_parts(dense, parts)
-        plan = plan_experts(config, experts, maps, dtype=dtype)
+        plan = _plan(config, experts, maps, dtype)
         known = {part.name for layer in maps for part in layer.all_parts()}
         check_names(dense, known | {part.name for part in parts}, blueprint.skipped)
         yield _Source(blueprint, dense, experts, weights, maps, plan)
+
+
+def _plan(
+    config: ExpertConfig, experts: Checkpoint, maps: list[ExpertWeights], dtype: torch.dtype
+) -> ExpertPlan:
+    """The plan; what is wrong with the tensors is laid to the flag that names them."""
+    try:
+        return plan_experts(config, experts, maps, dtype=dtype)
+    except CheckpointError as error:
+        if config.kt_weight_path is None:
+            raise
+        raise ConfigError(f"--kt-weight-path {config.kt_weight_path}: {error}") from error
 
 
 def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> Estimate:
@@ -262,6 +276,12 @@ def estimate(directory: Path, *, dtype: torch.dtype, experts: ExpertConfig) -> E
             expert_bytes=source.plan.nbytes(maps),
             expert_format=source.plan.format,
             expert_activation=source.plan.activation,
+            expert_scratch=scratch_shape(
+                maps,
+                source.plan.activations,
+                top_k=model.top_k,
+                num_parts=most_parts(experts),
+            ),
             cache_shape=model.cache_shape(),
         )
 
@@ -280,6 +300,7 @@ def load_model(
     read. Raises CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
     with _opened(directory, experts, dtype) as source, ExitStack() as undo:
+        warn_of_another_source(source.experts, source.dense, source.expert_maps)
         limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
         bank = ExpertBank(experts, dtype=dtype, limits=limits)
         undo.callback(bank.close)

@@ -68,6 +68,9 @@ def plan_memory(
     )
     fixed = (
         MemoryRow("experts", "cpu", estimate.expert_bytes),
+        MemoryRow(
+            "expert scratch", "cpu", estimate.expert_scratch.nbytes(engine.chunked_prefill_size)
+        ),
         MemoryRow("dense weights", where, estimate.dense_bytes),
         MemoryRow("recurrent states", where, slots * estimate.cache_shape.bytes_per_slot),
         MemoryRow("step scratch", where, _scratch_bytes(estimate, engine, context)),

@@ -117,12 +117,14 @@ class Conversion:
 
     def check_room(self) -> None:
         """Raise NoRoomError where the disk cannot take what is missing."""
-        needed = sum(self.layer_bytes(layer) for layer in self.missing)
+        if not self.missing:
+            return
+        needed = _SPARE_BYTES + sum(self.layer_bytes(layer) for layer in self.missing)
         free = shutil.disk_usage(self.directory).free
-        if needed and needed + _SPARE_BYTES > free:
+        if needed > free:
             raise NoRoomError(
-                f"{self.directory} needs {needed / 1e9:.1f} GB more, but its disk has "
-                f"{free / 1e9:.1f} GB left"
+                f"{self.directory} needs {needed / 1e9:.2f} GB more, but its disk has "
+                f"{free / 1e9:.2f} GB left"
             )
 
     def write(self, layer: int, matrices: Iterable[Quantised]) -> None:
@@ -139,7 +141,9 @@ class Conversion:
         self.deviations[layer] = deviation
 
     def finish(self) -> None:
-        """Write the index: from now on the directory is a checkpoint of experts."""
+        """Write the index, if need be: from now on the directory is a checkpoint of experts."""
+        if self._is_complete():
+            return
         where = {
             name: self.path(layer).name
             for layer in range(len(self.layers))
@@ -205,9 +209,36 @@ _MEANINGS = {
 }
 
 
+def is_conversion(directory: Path) -> bool:
+    """Whether a conversion has written shards into the directory."""
+    return any(directory.glob(_SHARDS))
+
+
 def is_unfinished(directory: Path) -> bool:
     """Whether a conversion into the directory was begun and not brought to its end."""
-    return not (directory / INDEX).exists() and any(directory.glob(_SHARDS))
+    return not (directory / INDEX).exists() and is_conversion(directory)
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether there is nothing but what a conversion leaves that wrote no layer."""
+    names = (path.name for path in directory.iterdir())
+    return all(name == LOCK or name.endswith(UNFINISHED) for name in names)
+
+
+def made_from(directory: Path) -> str | None:
+    """Fingerprint of what a conversion into the directory was made from; None: it holds none."""
+    shard = next(directory.glob(_SHARDS), None)
+    return None if shard is None else _read_metadata(shard).get("source")
+
+
+def find_stranger(directory: Path) -> Path | None:
+    """Something in the directory that no conversion writes, if there is any.
+
+    Beside another checkpoint a conversion would leave its index in place of the other's.
+    """
+    ours = (_SHARDS, LOCK, INDEX, INDEX + UNFINISHED)
+    strangers = (path for path in directory.iterdir() if not any(map(path.match, ours)))
+    return min(strangers, default=None)
 
 
 @cache

@@ -28,6 +28,18 @@ def test_it_tells_errors_and_the_command_that_serves(
     assert len(list(output.glob("experts-*.safetensors"))) == 4
 
 
+def test_layers_are_told_in_order_also_when_one_was_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ("--input", SOURCE, "--output", tmp_path, "--method", "int8")
+    assert quant(*argv) == 0
+    table = capsys.readouterr().out.partition("relative error")[2]
+    (tmp_path / "experts-00002-of-00004.safetensors").unlink()
+    assert quant(*argv, "--resume") == 0
+    again = capsys.readouterr().out.partition("relative error")[2]
+    assert again.splitlines()[:5] == table.splitlines()[:5]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -118,6 +118,20 @@ def test_an_output_that_holds_something_is_refused(job):
     refuses(job, r"--output .*output is not empty; .* --resume")
 
 
+def test_resuming_into_another_checkpoint_is_refused(job):
+    refuses(replace(job, output=job.source, resume=True), "holds model.safetensors, .* another")
+
+
+@pytest.mark.parametrize(
+    "left", ["conversion.lock", "experts-00001-of-00002.safetensors.unfinished"]
+)
+def test_resuming_goes_on_from_the_least_that_a_kill_leaves(job, left):
+    job.output.mkdir()
+    (job.output / left).write_text("")
+    _, done, _ = run(replace(job, resume=True))
+    assert len(done) == 2
+
+
 def test_an_output_that_is_a_file_is_refused(job):
     job.output.write_text("years of work")
     with pytest.raises(ConfigError, match="is no directory"):
@@ -152,9 +166,12 @@ def test_sizes_the_kernels_cannot_take_are_refused(job):
 def test_too_small_a_disk_is_refused(job, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(ConfigError, match=r"--output: .* its disk has .* make room"):
+    room = r"--output: .* needs 0.07 GB more, but its disk has 0.00 GB left; make room"
+    with pytest.raises(ConfigError, match=room):
         run(job)
     assert not list(job.output.glob("experts-*"))
+    monkeypatch.undo()
+    run(job)  # nothing was begun that would have to be resumed
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from kttrio.config import ConfigError
-from kttrio.experts.foreign import open_experts
+from kttrio.experts.convert import Job, convert
+from kttrio.experts.foreign import open_experts, warn_of_another_source
+from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.loader import ExpertWeights
+from kttrio.weights.quantize import Target
 
 WEIGHTS = ExpertWeights("g.{}", "u.{}", "d.{}", 2, hidden_size=64, intermediate_size=32)
 
@@ -49,6 +52,48 @@ def test_a_conversion_that_has_not_ended_is_named(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "experts-00001-of-00002.safetensors")
     with pytest.raises(ConfigError, match=r"the conversion has not ended; .* --resume"):
         open_experts(tmp_path, tmp_path, WEIGHTS)
+
+
+def test_a_directory_without_weights_is_named_with_its_flag(tmp_path):
+    with pytest.raises(ConfigError, match=f"--kt-weight-path {tmp_path}: .* no safetensors file"):
+        open_experts(tmp_path, tmp_path, WEIGHTS)
+
+
+def converted(source, output):
+    """The experts of `source` in int8."""
+    job = Job(source, output, Target("int8", 32), [WEIGHTS], threads=1, resume=False)
+    convert(job, progress=lambda *_: None, layer_done=lambda *_: None)
+    return output
+
+
+def write_model(directory):
+    directory.mkdir()
+    tensors = {part.name: torch.randn(part.shape) for part in WEIGHTS.all_parts()}
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_a_shard_that_is_broken_can_be_made_again(tmp_path):
+    output = converted(write_model(tmp_path / "model"), tmp_path / "int8")
+    with (output / "experts-00001-of-00001.safetensors").open("r+") as shard:
+        shard.truncate(5000)
+    line = "cannot be read .*; delete that shard and run its kttrio quant command again with --res"
+    with pytest.raises(ConfigError, match=line):
+        open_experts(output, tmp_path / "model", WEIGHTS)
+
+
+def test_experts_of_another_checkpoint_are_noticed(tmp_path, caplog):
+    models = [write_model(tmp_path / name) for name in ("one", "two")]
+    output = converted(models[0], tmp_path / "int8")
+    (tmp_path / "dense").mkdir()
+    save_file({"norm": torch.ones(1)}, tmp_path / "dense" / "model.safetensors")
+    for model in (models[0], tmp_path / "dense"):
+        with Checkpoint(output) as experts, Checkpoint(model) as dense:
+            warn_of_another_source(experts, dense, [WEIGHTS])
+        assert caplog.text == ""
+    with Checkpoint(output) as experts, Checkpoint(models[1]) as dense:
+        warn_of_another_source(experts, dense, [WEIGHTS])
+    assert f"int8 was not made from the experts in {models[1]}" in caplog.text
 
 
 def test_any_other_checkpoint_is_opened(tmp_path):

@@ -149,6 +149,20 @@ def test_without_room_it_goes_on_and_says_so(model, tmp_path, monkeypatch, caplo
     assert "quantised at every start" in caplog.text
     assert "its disk has" in caplog.text
     assert not list((tmp_path / "cache").glob("*/experts-*"))
+    monkeypatch.undo()
+    made = count_work(monkeypatch)  # where a lock was left this would wait for ever
+    read_all(model, tmp_path / "cache", "int4")
+    assert len(made) == 27
+
+
+def test_a_cache_that_lacks_only_its_index_gets_it(model, tmp_path, monkeypatch):
+    read_all(model, tmp_path / "cache", "int4")
+    (index,) = (tmp_path / "cache").glob(f"*/{INDEX}")
+    index.unlink()
+    made = count_work(monkeypatch)
+    read_all(model, tmp_path / "cache", "int4")
+    assert index.exists()
+    assert made == []
 
 
 def test_where_nothing_may_be_written_it_goes_on_and_says_so(model, caplog):

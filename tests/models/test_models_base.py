@@ -66,13 +66,13 @@ def change(tmp_path):
     return write
 
 
-def refuses(directory, message, **options):
+def refuses(directory, message, error=CheckpointError, **options):
     """Loading and measuring give the same error."""
     heard = []
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(error, match=message):
         load(directory, progress=lambda *args: heard.append(args), **options)
     assert not heard
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(error, match=message):
         estimate(directory, dtype=torch.float32, experts=ExpertConfig(**options))
 
 
@@ -181,7 +181,12 @@ def test_experts_may_come_from_another_checkpoint(change):
     directory = change(experts)
     refuses(directory, "experts.0.gate_proj.weight' is missing")
     assert torch.equal(logits(directory, kt_weight_path=FP8), logits(FP8))
-    refuses(FP8, r"qwen3_next/model-.*has shape \[32, 64\]", kt_weight_path=FIXTURES / "qwen3_next")
+    refuses(
+        FP8,
+        r"--kt-weight-path .*qwen3_next/model-.*has shape \[32, 64\]",
+        error=ConfigError,
+        kt_weight_path=FIXTURES / "qwen3_next",
+    )
 
 
 def bf16_experts(scale=1.0):

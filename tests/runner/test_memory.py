@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kttrio.config import ConfigError, EngineConfig
+from kttrio.experts.scratch import ScratchShape
 from kttrio.models.base import CacheShape, Estimate, ModelShape
 from kttrio.runner.memory import format_bytes, plan_memory
 
@@ -26,6 +27,7 @@ def estimate(*, context=4096, per_token=1024, per_slot=1 << 20, dense=GIB, exper
         expert_bytes=experts,
         expert_format="bf16",
         expert_activation="bfloat16",
+        expert_scratch=ScratchShape(token_bytes=512, product_bytes=512, num_parts=1),
         cache_shape=CacheShape(bytes_per_token=per_token, bytes_per_slot=per_slot),
     )
 
@@ -51,6 +53,7 @@ def test_a_small_model_gets_all_it_could_ever_use():
     assert row(found, "recurrent states") == 64 << 20
     assert row(found, "dense weights") == GIB
     assert row(found, "experts") == 2 * GIB
+    assert row(found, "expert scratch") == 2048 * 1024
     assert found.total_bytes == sum(r.num_bytes for r in found.rows) <= found.budget_bytes
     assert found.budget_bytes == int(16 * GIB * 0.8)
 
@@ -64,7 +67,7 @@ def test_a_long_context_on_a_cpu_is_held_to_a_usual_length_for_each_request():
 def test_on_a_device_the_cache_takes_what_is_left():
     found = plan(context=2**20, device="cuda")
     assert found.budget_bytes - found.total_bytes < 16 * 1024
-    assert [r.where for r in found.rows] == ["cpu", "cuda", "cuda", "cuda", "cuda"]
+    assert [r.where for r in found.rows] == ["cpu", "cpu", "cuda", "cuda", "cuda", "cuda"]
 
 
 def test_max_total_tokens_is_kept_up_to_what_could_be_used():

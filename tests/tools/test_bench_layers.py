@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from rich.console import Console
 
 from kttrio.config import ConfigError
-from kttrio.native import Pool
+from kttrio.native import NativeError, Pool
 from tools.bench import limits as limits_module
-from tools.bench.experts import ExpertsConfig, Mode, chosen_modes, measure_experts
+from tools.bench.experts import ExpertsConfig, Mode, chosen_modes, measure_experts, run
 from tools.bench.layers import SHAPES, Expert, RotatingLayers, Shape, draw_routings
 
 TINY = Shape(num_experts=7, top_k=3, hidden_size=128, intermediate_size=96)
@@ -92,6 +94,21 @@ def test_activations_that_no_format_takes_are_refused() -> None:
     config = ExpertsConfig(formats=("bf16", "fp8"), activation=("int8",))
     with pytest.raises(ConfigError, match="int8 is nothing for weights of bf16, fp8"):
         measure_experts(config, Console())
+
+
+def test_an_instruction_set_that_is_not_granted_is_told_before_anything_is_measured() -> None:
+    console = Console()
+    with console.capture() as capture, pytest.raises(NativeError, match="isa is 'avx9'"):
+        measure_experts(ExpertsConfig(isa=("auto", "avx9")), console)
+    assert capture.get() == ""
+
+
+def test_a_record_that_could_not_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    for place in (tmp_path, tmp_path / "no" / "such.json"):
+        with pytest.raises(ConfigError, match=f"--json {place}: name a file in a directory"):
+            run(["--json", str(place)])
 
 
 def test_operations_are_multiplications_and_additions_of_three_matrices() -> None:

@@ -93,3 +93,9 @@ def expert(weights: Weights, backend: object, ids: Tensor, x: Tensor) -> Tensor:
 def dequantized(name: str, codes: Tensor, scale: Tensor) -> Tensor:
     data = codes.view(torch.float8_e4m3fn) if name == "fp8" else codes
     return find(name).dequantize(Packed(data, scale), torch.float32)
+
+
+def test_a_backend_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTTRIO_BACKENDS", "bf16,int5")
+    with pytest.raises(ValueError, match="'int5' is none of bf16, fp8"):
+        load_as_the_script_does().backends(1)

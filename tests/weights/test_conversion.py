@@ -179,7 +179,9 @@ def test_too_small_a_disk_is_said_first(output, monkeypatch):
     with Conversion(output, IDENTITY, LAYERS) as conversion:
         conversion.check_room()
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-        with pytest.raises(NoRoomError, match=r"needs 0\.0 GB more, but its disk has 0\.0 GB left"):
+        with pytest.raises(
+            NoRoomError, match=r"needs 0\.07 GB more, but its disk has 0\.00 GB left"
+        ):
             conversion.check_room()
 
 

@@ -3,7 +3,6 @@ do at most, measured meanwhile."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from tools.bench.layers import (
     draw_routings,
 )
 from tools.bench.limits import Limits, peak_name
+from tools.bench.record import check_place, write_record
 
 FORMATS = ("bf16", "fp8", "int8", "int4")
 ACTIVATIONS = ("float32", "bfloat16", "int8")
@@ -66,15 +66,14 @@ class ExpertsConfig:
 def run(argv: Sequence[str]) -> int:
     description = "Measure the expert library."
     (config,) = parse_flags("python -m tools.bench experts", description, argv, [ExpertsConfig])
+    check_place(config.json)
     console = Console(highlight=False)
     try:
         found = measure_experts(config, console)
     except NativeError as error:
         print(f"tools.bench experts: {error}", file=sys.stderr)
         return 1
-    if config.json is not None:
-        record = {"flags": {**asdict(config), "json": None}, **found}
-        config.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    write_record(config.json, {"flags": {**asdict(config), "json": None}, **found})
     return 0
 
 
@@ -83,8 +82,7 @@ def measure_experts(config: ExpertsConfig, console: Console) -> dict[str, Any]:
     if not modes:
         activations, formats = ", ".join(config.activation), ", ".join(config.formats)
         raise ConfigError(f"--activation: {activations} is nothing for weights of {formats}")
-    with Pool(threads=config.threads) as pool:
-        num_threads = pool.num_threads
+    num_threads = try_pools(config)
     with Limits(num_threads) as limits:
         report_limits(limits, console)
         cells = list(measure_modes(config, modes, limits, console))
@@ -94,6 +92,14 @@ def measure_experts(config: ExpertsConfig, console: Console) -> dict[str, Any]:
         "limits": {"huge_share": limits.huge_share, **limits.rates},
         "cells": [asdict(cell) for cell in cells],
     }
+
+
+def try_pools(config: ExpertsConfig) -> int:
+    """The workers of a pool, once this machine has granted every instruction set of the plan."""
+    for isa in config.isa:
+        with Pool(threads=config.threads, isa=isa) as pool:
+            num_threads = pool.num_threads
+    return num_threads
 
 
 @dataclass(frozen=True, slots=True)

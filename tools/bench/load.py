@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from tools.bench.measure import (
     run_level,
     wait_until_idle,
 )
+from tools.bench.record import check_place, write_record
 
 COLUMNS = (
     ("first_token_ms", "p50"),
@@ -68,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
     (config,) = parse_flags(
         "python -m tools.bench load", "Load a server over HTTP.", argv, [LoadConfig]
     )
+    check_place(config.json)
     try:
         return trio.run(_run, config, Console())
     except ClientError as error:
@@ -101,9 +102,8 @@ async def _run(config: LoadConfig, console: Console) -> int:
     for message, count in failures.most_common(5):
         console.print(f"{count} x {message}", style="red", markup=False)
     left = await _report_left(target, console)
-    if config.json is not None:
-        record = {"flags": {**asdict(config), "json": None}, "levels": rows, "left": left}
-        config.json.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    record = {"flags": {**asdict(config), "json": None}, "levels": rows, "left": left}
+    write_record(config.json, record)
     return 1 if failures or any(left.values()) else 0
 
 

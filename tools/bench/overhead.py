@@ -23,6 +23,7 @@ from kttrio.config import flag
 from kttrio.native import NativeError, Pool
 from tools.bench.layers import Expert, RotatingLayers, Shape, routing_of
 from tools.bench.programs import find_program
+from tools.bench.record import check_place, write_record
 
 TINY = Shape(num_experts=8, top_k=1, hidden_size=256, intermediate_size=256)
 FORWARDS = 4000
@@ -39,14 +40,14 @@ class OverheadConfig:
 def run(argv: Sequence[str]) -> int:
     description = "Measure what a forward costs beside its experts, on 1 thread and on several."
     (config,) = parse_flags("python -m tools.bench overhead", description, argv, [OverheadConfig])
+    check_place(config.json)
     try:
         records = measure(config.threads)
     except NativeError as error:
         print(f"tools.bench overhead: {error}", file=sys.stderr)
         return 1
     Console(highlight=False).print(new_table(records))
-    if config.json is not None:
-        config.json.write_text(json.dumps(records, indent=2) + "\n", "utf-8")
+    write_record(config.json, records)
     return 0
 
 

@@ -117,5 +117,7 @@ class Backend:
 
 def backends(threads: int) -> list[Backend]:
     names = os.environ.get("KTTRIO_BACKENDS", FASTEST).split(",")
+    for name in set(names).difference(BACKENDS):
+        raise ValueError(f"KTTRIO_BACKENDS: {name!r} is none of {', '.join(BACKENDS)}")
     pool = Pool(threads=threads, isa=os.environ.get("KTTRIO_ISA", "auto"))
     return [Backend(name, BACKENDS[name], pool) for name in names]

@@ -234,7 +234,13 @@ inline constexpr size_t kManyBlockRows = kBlockRows<Products, Products::kTilesAt
 // memory gives that faster than two.
 template <class Products, size_t kRows>
 inline constexpr size_t kBlockTiles =
-    kRows > Products::kStreamRows&& kRows <= kBlockRows<Products, 2> ? 2 : 1;
+    kRows <= Products::kStreamRows || kBlockRows<Products, 2> < kRows ? 1 : 2;
+
+// A block as a function of its own: its loops have all registers, the places in memory among them.
+template <class Block>
+[[gnu::noinline, gnu::flatten]] void call_block(const Chunk& chunk, size_t tile) {
+  Block(chunk, tile).run();
+}
 
 // Calls the kernel that was compiled for just so many rows.
 template <class Products, class Format, class Source, size_t kRows>
@@ -242,7 +248,12 @@ inline void run_block(size_t num_rows, const Chunk& chunk) {
   if (num_rows == kRows) {
     constexpr size_t kTiles = kBlockTiles<Products, kRows>;
     for (size_t tile = 0; tile < 2; tile += kTiles) {
-      Block<Products, Format, Source, kRows, kTiles>(chunk, tile).run();
+      using Fitting = Block<Products, Format, Source, kRows, kTiles>;
+      if constexpr (Products::kCallsBlocks) {
+        call_block<Fitting>(chunk, tile);
+      } else {
+        Fitting(chunk, tile).run();
+      }
     }
   } else if constexpr (kRows > 1) {
     run_block<Products, Format, Source, kRows - 1>(num_rows, chunk);

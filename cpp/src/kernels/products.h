@@ -38,6 +38,7 @@ struct FloatProducts {
   static constexpr size_t kDepths = 1;  // of a row
   static constexpr size_t kSums = Isa::kSums;
   static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
+  static constexpr bool kCallsBlocks = false;
   static constexpr size_t kStreamRows = 0;  // one tile's sums are too few, each waits for itself
   static constexpr size_t kPartialUnits = 1;
 
@@ -86,6 +87,7 @@ struct Int8Products {
   static constexpr size_t kDepths = 4;
   static constexpr size_t kSums = Isa::kSums;
   static constexpr size_t kTilesAtOnce = Isa::kTilesAtOnce;
+  static constexpr bool kCallsBlocks = false;
   static constexpr size_t kStreamRows = 2;  // so many read one tile after the other
   static constexpr size_t kPartialUnits = 1;
 
@@ -121,6 +123,9 @@ template <class Isa_, class Format>
 struct DotProducts : OffsetProducts<Isa_, Format> {
   using Isa = Isa_;
   using Sum = typename Isa::Bits;
+  // GCC has registers enough for all of a block's loops only where there are 32.
+  static constexpr bool kCallsBlocks = Isa::kLanes == 16;
+
   static inline Sum add(Sum sum, Sum weights, Sum operand) {
     return Isa::dot_quads(sum, weights, operand);
   }

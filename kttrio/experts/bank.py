@@ -103,7 +103,11 @@ class ExpertBank:
                 HostExperts(layer, num_experts=weights.num_experts, dtype=self._dtype)
             )
             for expert, matrices in enumerate(source.experts(index, countdown)):
-                _set_expert(layer, expert, matrices)
+                try:
+                    _set_expert(layer, expert, matrices)
+                except native.NativeError as error:
+                    gate = weights.gate.format(expert)  # tells the layer, too
+                    raise native.NativeError(f"the expert of {gate!r}: {error}") from error
 
     def _new_layer(
         self, weights: ExpertWeights, held: Target, activation: Activation

@@ -1,8 +1,7 @@
 """The routed experts of a whole model: one thread pool, one format per layer, one owner.
 
-Takes the experts into native memory and hands each layer its own. Where they come from is told in
-source.py, in which format in formats.py. Placement on
-a device will be decided here as well; the blocks see only `Experts`.
+Takes the experts into native memory and hands each layer its own; the blocks see only `Experts`.
+Where they come from is told in source.py, in which format in formats.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The routed experts of a whole model: one thread pool, one format per layer, one owner.
 
-Takes the experts into native memory and hands each layer its own. Where they come from is told in
-source.py, in which format in formats.py. Placement on
-a device will be decided here as well; the blocks see only `Experts`.
+Takes the experts into native memory and hands each layer its own; the blocks see only `Experts`.
+Where they come from is told in source.py, in which format in formats.py.
 """
 
 from __future__ import annotations
@@ -103,7 +102,11 @@ class ExpertBank:
                 HostExperts(layer, num_experts=weights.num_experts, dtype=self._dtype)
             )
             for expert, matrices in enumerate(source.experts(index, countdown)):
-                _set_expert(layer, expert, matrices)
+                try:
+                    _set_expert(layer, expert, matrices)
+                except native.NativeError as error:
+                    gate = weights.gate.format(expert)  # tells the layer, too
+                    raise native.NativeError(f"the expert of {gate!r}: {error}") from error
 
     def _new_layer(
         self, weights: ExpertWeights, held: Target, activation: Activation

@@ -17,7 +17,7 @@ from kttrio.models.base import (
     read_config,
     stored_dtype,
 )
-from kttrio.native import isa_available
+from kttrio.native import NativeError, isa_available
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
 from kttrio.weights.loader import Countdown, fill
 from tests.batches import Run, make_batch
@@ -187,6 +187,15 @@ def test_experts_may_come_from_another_checkpoint(change):
         error=ConfigError,
         kt_weight_path=FIXTURES / "qwen3_next",
     )
+
+
+def test_an_expert_that_is_damaged_is_told_with_its_layer(change):
+    name = "model.layers.1.mlp.experts.1.up_proj.weight_scale_inv"
+    scale = load_file(FP8 / "model.safetensors")[name]
+    directory = change({name: torch.full_like(scale, float("nan"))})
+    message = r"the expert of 'model\.layers\.1\.mlp\.experts\.1\.gate_proj.*: .* finite number"
+    with pytest.raises(NativeError, match=message):
+        load(directory)
 
 
 def bf16_experts(scale=1.0):

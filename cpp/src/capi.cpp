@@ -3,7 +3,7 @@
 #include <memory>
 #include <new>
 
-#include "checks.h"
+#include "capi_checks.h"
 #include "dispatch.h"
 #include "error.h"
 #include "kttrio.h"

@@ -1,4 +1,4 @@
-#include "checks.h"
+#include "capi_checks.h"
 
 #include <string>
 

@@ -18,7 +18,7 @@ from kttrio.experts.block import Experts
 from kttrio.experts.formats import Activation, ExpertPlan
 from kttrio.experts.host import HostExperts
 from kttrio.experts.routing import Routing
-from kttrio.experts.source import ExpertSource, Matrices
+from kttrio.experts.source import ExpertSource
 from kttrio.weights.loader import Countdown, ExpertWeights
 from kttrio.weights.quantize import Target
 
@@ -103,7 +103,7 @@ class ExpertBank:
             )
             for expert, matrices in enumerate(source.experts(index, countdown)):
                 try:
-                    _set_expert(layer, expert, matrices)
+                    matrices.pack_into(layer, expert)
                 except native.NativeError as error:
                     gate = weights.gate.format(expert)  # tells the layer, too
                     raise native.NativeError(f"the expert of {gate!r}: {error}") from error
@@ -140,19 +140,6 @@ class ExpertBank:
             layer.close()
         self._layers.clear()
         self._pool.close()
-
-
-def _set_expert(layer: native.ExpertLayer, expert: int, matrices: Matrices) -> None:
-    gate, up, down = matrices
-    layer.set_expert(
-        expert,
-        gate=gate.data,
-        up=up.data,
-        down=down.data,
-        gate_scale=gate.scale,
-        up_scale=up.scale,
-        down_scale=down.scale,
-    )
 
 
 class Unloaded:

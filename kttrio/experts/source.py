@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from kttrio import native
 from kttrio.config import ConfigError
 from kttrio.experts.formats import ExpertPlan
 from kttrio.weights.checkpoint import Checkpoint
@@ -34,6 +35,17 @@ class Matrices(NamedTuple):
     gate: Packed
     up: Packed
     down: Packed
+
+    def pack_into(self, layer: native.ExpertLayer, expert: int) -> None:
+        layer.set_expert(
+            expert,
+            gate=self.gate.data,
+            up=self.up.data,
+            down=self.down.data,
+            gate_scale=self.gate.scale,
+            up_scale=self.up.scale,
+            down_scale=self.down.scale,
+        )
 
 
 class ExpertSource(Protocol):

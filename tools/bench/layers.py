@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from kttrio.experts.source import Matrices
 from kttrio.native import ExpertLayer, Pool
 from kttrio.weights.formats.base import find
 
@@ -46,20 +47,17 @@ class Expert:
         self.weight_format, self.group_size = weight_format, group_size
         self._format = find(weight_format)
         wide = (shape.intermediate_size, shape.hidden_size)
-        self._matrices = {
-            name: self._format.quantize(torch.randn(rows, columns) * columns**-0.5, group_size)
-            for name, (rows, columns) in {"gate": wide, "up": wide, "down": wide[::-1]}.items()
-        }
-
-    def tensors(self) -> dict[str, Tensor | None]:
-        """By the names that ExpertLayer.set_expert has for them."""
-        data = {name: matrix.data for name, matrix in self._matrices.items()}
-        return {**data, **{f"{name}_scale": m.scale for name, m in self._matrices.items()}}
+        self.matrices = Matrices(
+            *(
+                self._format.quantize(torch.randn(rows, columns) * columns**-0.5, group_size)
+                for rows, columns in (wide, wide, wide[::-1])
+            )
+        )
 
     @cached_property
     def _floats(self) -> tuple[Tensor, ...]:
         dequantize = self._format.dequantize
-        return tuple(dequantize(matrix, torch.float32) for matrix in self._matrices.values())
+        return tuple(dequantize(matrix, torch.float32) for matrix in self.matrices)
 
     def forward(self, x: Tensor) -> Tensor:
         """In fp32, with the weights that the library was given."""
@@ -135,7 +133,7 @@ class RotatingLayers:
             max_top_k=self._shape.top_k,
         )
         for i in range(self._shape.num_experts):
-            layer.set_expert(i, **self._experts[i % len(self._experts)].tensors())
+            self._experts[i % len(self._experts)].matrices.pack_into(layer, i)
         return layer
 
     @property

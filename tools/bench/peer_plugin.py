@@ -22,6 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from kttrio.experts.source import Matrices
 from kttrio.native import ExpertLayer, Pool
 from kttrio.weights.formats.base import Packed, find
 
@@ -79,16 +80,8 @@ class Backend:
                 max_top_k=weights.k,
             )
             for expert in range(weights.E):
-                gate, up, down = (matrix[expert % weights.DISTINCT] for matrix in matrices)
-                layer.set_expert(
-                    expert,
-                    gate=gate.data,
-                    up=up.data,
-                    down=down.data,
-                    gate_scale=gate.scale,
-                    up_scale=up.scale,
-                    down_scale=down.scale,
-                )
+                given = Matrices(*(matrix[expert % weights.DISTINCT] for matrix in matrices))
+                given.pack_into(layer, expert)
             self._layers.append(layer)
 
     def _packed(self, weights: Any, which: int) -> list[Packed]:

@@ -28,6 +28,11 @@ class Capacity:
     vocab_size: int
     num_drafts: int = 0
     """Most tokens of a sequence that a step drafts for the next one; 0: it drafts none."""
+    long_tokens: int = 0
+    """A prompt that lacks so many tokens passes through the model layer by layer, over several
+    steps, instead of chunk by chunk; 0: none does."""
+    max_long_tokens: int = 0
+    """Most tokens of such a passage; what a prompt has beyond them comes after it."""
 
 
 # A tuple: one is made per sequence and step, and a frozen dataclass takes longer to make.
@@ -67,6 +72,9 @@ class StepPlan:
     """One forward pass. No two chunks share a slot or a page."""
 
     chunks: tuple[Chunk, ...]
+    long: Chunk | None = None
+    """A long piece of a prompt on its way through the layers, not one of `chunks`. The same one
+    comes with every step until its result does; a plan without it ends it where it stands."""
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +104,8 @@ class StepResult:
     chunks: tuple[ChunkResult, ...]
     seconds: float
     """Wall time of the step in the runner."""
+    long: ChunkResult | None = None
+    """Of the plan's long piece, once it is through."""
 
 
 class StepRunner(Protocol):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kttrio"
 CPP = ROOT / "cpp"
 
-BACK = ("runner", "models", "experts", "layers", "weights")
+BACK = ("runner", "models", "experts", "layers", "weights", "device")
 FLOORS: dict[str, tuple[str, ...]] = {
     # a part of the package -> the parts it may import, beside itself
     "__main__": ("cli",),
@@ -30,11 +30,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "server": ("engine", "text", "client", "config", "request"),
     "text": ("config", "request"),
     "engine": ("config", "request", "plan"),
-    "runner": ("models", "experts", "layers", "weights", "native", "config", "plan", "request"),
-    "models": ("experts", "layers", "weights", "config"),
-    "experts": ("layers", "weights", "native", "config"),
-    "layers": ("weights",),
+    "runner": (
+        *("models", "experts", "layers", "weights", "device"),
+        *("native", "config", "plan", "request"),
+    ),
+    "models": ("experts", "layers", "weights", "device", "config"),
+    "experts": ("layers", "weights", "device", "native", "config"),
+    "layers": ("weights", "device"),
     "weights": ("config",),
+    "device": ("native",),
     "native": (),
     "plan": ("request",),
     "request": (),

@@ -6,7 +6,7 @@ Where they come from is told in source.py, in which format in formats.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kttrio import native
 from kttrio.config import ConfigError, ExpertConfig
-from kttrio.experts.block import Experts
+from kttrio.experts.block import Beside, Experts
 from kttrio.experts.formats import Activation, ExpertPlan
 from kttrio.experts.host import HostExperts
 from kttrio.experts.routing import Routing
@@ -135,7 +135,10 @@ class Unloaded:
     def __init__(self, num_layers: int) -> None:
         self.layers = [self] * num_layers
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+        raise RuntimeError("this model was built to be measured, not to run")
+
+    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
         raise RuntimeError("this model was built to be measured, not to run")
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ Where the routed experts live is not known here: anything with `forward(x, routi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -15,15 +16,28 @@ from torch import Tensor, nn
 from kttrio.experts.routing import Router, Routing
 from kttrio.layers.mlp import GatedMLP
 
+Listener = Callable[[Tensor], None]
+"""Takes ids [tokens, top_k] int32."""
+
 Shared = Literal["none", "plain", "gated"]
 """Whether a block has a shared expert, and whether a sigmoid gates it."""
+
+
+Beside = Callable[[], Tensor]
+"""What a block computes beside its routed experts: [tokens, hidden]."""
 
 
 class Experts(Protocol):
     """The routed experts of one layer."""
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        """Sum of the routed experts' outputs, weighted; x and result [tokens, hidden]."""
+    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+        """Sum of the routed experts' outputs, weighted, and of what `beside` gives, which is asked
+        while other hands work where that is possible; x and result [tokens, hidden]."""
+        ...
+
+    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
+        """The same for a whole long prompt, added to `out` [tokens, hidden]: each expert passes
+        once, whatever the number of tokens. Other work may run wherever it yields."""
         ...
 
 
@@ -48,8 +62,8 @@ class MoEBlock(nn.Module):
         self.router, self.experts = router, experts
         self.gates = _float32(router.num_experts + (shared == "gated"), hidden_size)
         self.bias = _float32(router.num_experts) if router.has_bias else None
-        self.listener: Callable[[Tensor], None] | None = None
-        """Hears of the experts that are chosen: ids [tokens, top_k] int32."""
+        self.listeners: list[Listener] = []
+        """Hear of the experts that are chosen."""
         self.shared_is_gated = shared == "gated"
         self.shared = None
         if shared != "none":
@@ -57,15 +71,36 @@ class MoEBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scores = F.linear(x.float(), self.gates)
-        routing = self.router.route(scores[:, : self.router.num_experts], self.bias)
-        if self.listener is not None:
-            self.listener(routing.ids)
+        routing = self._route(scores)
         if self.shared is None:
             return self.experts.forward(x, routing)
-        shared = self.shared(x)
-        if self.shared_is_gated:
-            shared = (shared * scores[:, -1:].sigmoid()).to(x.dtype)
-        return self.experts.forward(x, routing).add_(shared)
+        return self.experts.forward(x, routing, partial(self._shared, self.shared, x, scores))
+
+    def stream(self, x: Tensor, *, piece: int) -> Iterator[Tensor | None]:
+        """The same for a long prompt, `piece` tokens at a time where experts have no part in it.
+        Yields None wherever other work may run, and the result in the end."""
+        out = torch.zeros_like(x)
+        routings = []
+        for rows, part in zip(torch.split(out, piece), torch.split(x, piece), strict=True):
+            scores = F.linear(part.float(), self.gates)
+            routings.append(self._route(scores))
+            if self.shared is not None:
+                rows.copy_(self._shared(self.shared, part, scores))
+            yield None
+        ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
+        for _ in self.experts.stream(x, Routing(ids, weights), out):
+            yield None
+        yield out
+
+    def _route(self, scores: Tensor) -> Routing:
+        routing = self.router.route(scores[:, : self.router.num_experts], self.bias)
+        for listener in self.listeners:
+            listener(routing.ids)
+        return routing
+
+    def _shared(self, shared: GatedMLP, x: Tensor, scores: Tensor) -> Tensor:
+        out: Tensor = shared(x)
+        return (out * scores[:, -1:].sigmoid()).to(x.dtype) if self.shared_is_gated else out
 
 
 def _float32(*shape: int) -> nn.Parameter:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from kttrio import native
+from kttrio.experts.block import Beside
 from kttrio.experts.routing import Routing
+
+_PIECE = 2048  # tokens of a long prompt that are computed at once
 
 
 class HostExperts:
@@ -26,9 +31,16 @@ class HostExperts:
     def close(self) -> None:
         self._layer.close()
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
         ids, weights = routing.ids.cpu(), routing.weights.cpu()
         host = x.to("cpu", self._dtype).contiguous()
         out = torch.empty_like(host)
         self._layer.forward(host, ids, weights, out)
-        return out.to(x.device, x.dtype)
+        result = out.to(x.device, x.dtype)
+        return result if beside is None else result.add_(beside())
+
+    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
+        parts = (torch.split(tensor, _PIECE) for tensor in (x, routing.ids, routing.weights, out))
+        for tokens, ids, weights, rows in zip(*parts, strict=True):
+            rows.add_(self.forward(tokens, Routing(ids, weights)))
+            yield

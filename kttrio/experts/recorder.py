@@ -73,7 +73,7 @@ class Recorder:
         self._num_steps = 0
         self._kept = self._deque()
         for number, block in blocks.items():
-            block.listener = partial(self._listen, number)
+            block.listeners.append(partial(self._listen, number))
 
     @property
     def is_on(self) -> bool:

@@ -11,9 +11,14 @@ from kttrio.experts.routing import SigmoidRouter, SoftmaxRouter
 class Recorder:
     """Experts that remember what they were asked and answer with ones."""
 
-    def forward(self, x, routing):
+    def forward(self, x, routing, beside=None):
         self.x, self.routing = x, routing
-        return torch.ones_like(x)
+        return torch.ones_like(x) if beside is None else 1 + beside()
+
+    def stream(self, x, routing, out):
+        for row in range(len(x)):
+            out[row] += self.forward(x[row], routing)
+            yield
 
 
 @pytest.fixture
@@ -86,3 +91,11 @@ def test_a_block_without_gate_has_router_rows_and_bias_only(shared):
     torch.testing.assert_close(block(x), expected)
     biased = (x @ block.gates.T).sigmoid() + block.bias
     assert torch.equal(block.experts.routing.ids.long(), biased.topk(2).indices)
+
+
+def test_a_long_prompt_gets_what_its_pieces_get(block):
+    x = torch.randn(7, 16)
+    whole = block(x)
+    *between, out = block.stream(x, piece=3)
+    torch.testing.assert_close(out, whole)
+    assert between == [None] * (3 + 7), "a yield for each piece, and for each of the experts'"

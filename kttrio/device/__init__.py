@@ -1,0 +1,1 @@
+"""What a device does beside computing: order, copies, host work, graphs."""

@@ -36,8 +36,8 @@ class Experts(Protocol):
         ...
 
     def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
-        """The same for a whole long prompt, added to `out` [tokens, hidden]: each expert passes
-        once, whatever the number of tokens. Other work may run wherever it yields."""
+        """The same for a whole long prompt, added to `out` [tokens, hidden] float32: each expert
+        passes once, whatever the number of tokens. Other work may run wherever it yields."""
         ...
 
 
@@ -76,21 +76,20 @@ class MoEBlock(nn.Module):
             return self.experts.forward(x, routing)
         return self.experts.forward(x, routing, partial(self._shared, self.shared, x, scores))
 
-    def stream(self, x: Tensor, *, piece: int) -> Iterator[Tensor | None]:
-        """The same for a long prompt, `piece` tokens at a time where experts have no part in it.
-        Yields None wherever other work may run, and the result in the end."""
-        out = torch.zeros_like(x)
+    def stream(self, x: Tensor, out: Tensor, *, piece: int) -> Iterator[None]:
+        """The same for a long prompt, `piece` tokens at a time where routed experts have no part
+        in it; x and `out` [tokens, hidden], `out` float32. Yields wherever other work may run."""
         routings = []
         for rows, part in zip(torch.split(out, piece), torch.split(x, piece), strict=True):
             scores = F.linear(part.float(), self.gates)
             routings.append(self._route(scores))
-            if self.shared is not None:
+            if self.shared is None:
+                rows.zero_()
+            else:
                 rows.copy_(self._shared(self.shared, part, scores))
-            yield None
+            yield
         ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
-        for _ in self.experts.stream(x, Routing(ids, weights), out):
-            yield None
-        yield out
+        yield from self.experts.stream(x, Routing(ids, weights), out)
 
     def _route(self, scores: Tensor) -> Routing:
         routing = self.router.route(scores[:, : self.router.num_experts], self.bias)

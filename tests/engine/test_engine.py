@@ -125,14 +125,14 @@ async def test_a_failed_passage_costs_the_others_nothing_but_health():
     def look(_: TokenEvent) -> None:
         seen.append((engine.stats.healthy, engine.stats.error))
 
-    async with running(Failing(capacity(long_tokens=20, max_long_tokens=50))) as engine:
-        async with (
-            engine.open(request(max_tokens=5), look) as short,
-            engine.open(request(range(30))) as long,
-        ):
-            last = await long.wait()
-            assert (last.finish, last.error) == (FinishReason.ERROR, "boom")
-            assert (await short.wait()).finish is FinishReason.LENGTH
+    async with (
+        running(Failing(capacity(long_tokens=20, max_long_tokens=50))) as engine,
+        engine.open(request(max_tokens=5), look) as short,
+        engine.open(request(range(30))) as long,
+    ):
+        last = await long.wait()
+        assert (last.finish, last.error) == (FinishReason.ERROR, "boom")
+        assert (await short.wait()).finish is FinishReason.LENGTH
     assert (False, "boom") in seen
     assert seen[-1] == (True, None)
 

@@ -169,8 +169,9 @@ class Passages:
                 yield None
         results: list[ChunkResult] = []
         for piece in pieces:
+            if results:
+                yield None
             results += self._conclude(piece)
-            yield None
         self._record(chunk)
         yield joined(results)
 

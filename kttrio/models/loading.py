@@ -18,6 +18,7 @@ from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.bank import ExpertBank, ExpertLimits, Unloaded
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
+from kttrio.experts.placement import ExpertGrid
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
 from kttrio.models.base import (
@@ -44,6 +45,8 @@ from kttrio.weights.loader import (
 
 log = logging.getLogger(__name__)
 
+NO_EXPERTS = ExpertGrid((), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -64,6 +67,14 @@ class Estimate:
     """Of all layers together."""
     image_token_bytes: int = 0
     """What looking at an image takes for each of its tokens; 0: it takes no images."""
+    row_bytes: int = 0
+    """Of a token between two layers."""
+    grid: ExpertGrid = NO_EXPERTS
+    """Of the experts that a device may have: not those of the layer for drafts."""
+    slot_bytes: tuple[int, ...] = ()
+    """Of one expert, for each layer that has some in the grid."""
+    intermediate_size: int = 0
+    """Of the widest routed expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +205,8 @@ def _measure(
     maps = list(blueprint.expert_map())
     with torch.device("meta"):
         model = blueprint.build(Unloaded(len(maps)), dtype=dtype)
+    has_experts = tuple(number in model.moe_blocks() for number in range(model.num_layers))
+    grid = ExpertGrid(has_experts, model.num_experts)
     held = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     routed = count_experts(maps, plan.nbytes(maps))
     return Estimate(
@@ -209,6 +222,10 @@ def _measure(
         counts=(*count(blueprint.weight_map(), held), routed),
         num_routed_experts=sum(layer.num_experts for layer in maps),
         image_token_bytes=model.vision.bytes_per_token if model.vision else 0,
+        row_bytes=model.hidden_size * dtype.itemsize,
+        grid=grid,
+        slot_bytes=tuple(plan.expert_bytes(maps)[: len(grid.layers)]),
+        intermediate_size=max(weights.intermediate_size for weights in maps),
     )
 
 

@@ -20,7 +20,7 @@ from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
 from kttrio.runner.logprobs import BLOCK_ROWS
-from kttrio.runner.sides import ALL_ON_HOST, Sides
+from kttrio.runner.portion import ALL_ON_HOST, Portion
 
 _USUAL_TOKENS_PER_REQUEST = 8192
 _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
@@ -113,7 +113,7 @@ class Needs:
     estimate: Estimate
     engine: EngineConfig
     recording: RecorderSettings | None = None
-    sides: Sides | None = None
+    portion: Portion | None = None
     """None: all experts are the CPU's, and so is all the rest."""
 
     @property
@@ -155,18 +155,18 @@ def plan_memory(needs: Needs, machine: Machine) -> MemoryPlan:
 def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
     """The plan for these settings; it exceeds a budget where a short chat in each slot is too
     much."""
-    engine, sides = needs.engine, needs.sides or ALL_ON_HOST
+    engine, portion = needs.engine, needs.portion or ALL_ON_HOST
     memories = find_memories(machine, engine.mem_fraction_static)
     where = memories[-1].where
     others = [*_host_rows(needs), *_device_rows(needs, where)]
-    asked = [*_expert_rows(needs, sides.num_experts or 0, where), *others]
+    asked = [*_expert_rows(needs, portion.num_experts or 0, where), *others]
     num_pages = _num_kv_pages(needs, memories[-1], asked)
     others.append(MemoryRow("KV cache", where, num_pages * _page_bytes(needs)))
-    resident = sides.num_experts
+    resident = portion.num_experts
     if resident is None:
         resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
-    if sides.num_ring_slots and resident == needs.estimate.grid.total:
-        return divide_memory(replace(needs, sides=sides.without_ring()), machine)
+    if portion.num_ring_slots and resident == needs.estimate.grid.total:
+        return divide_memory(replace(needs, portion=portion.without_ring()), machine)
     return MemoryPlan(
         rows=(*_expert_rows(needs, resident, where), *others),
         memories=memories,
@@ -176,9 +176,9 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
         context_length=min(needs.context, num_pages * engine.page_size),
         max_step_tokens=engine.chunked_prefill_size,
         num_device_experts=resident,
-        num_ring_slots=sides.num_ring_slots,
-        long_tokens=sides.long_tokens,
-        max_long_tokens=sides.max_long_tokens,
+        num_ring_slots=portion.num_ring_slots,
+        long_tokens=portion.long_tokens,
+        max_long_tokens=portion.max_long_tokens,
     )
 
 
@@ -200,7 +200,7 @@ def _smaller(needs: Needs, plan: MemoryPlan) -> Needs:
 
 def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
     """What may be less than was asked for, halved, and the rows that are smaller then."""
-    engine, sides = needs.engine, needs.sides
+    engine, portion = needs.engine, needs.portion
     slots, step = engine.max_running_requests, engine.chunked_prefill_size
     if slots > 1:
         fewer = replace(engine, max_running_requests=slots // 2)
@@ -208,28 +208,28 @@ def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
     if step > _SHORT_STEP:
         shorter = replace(engine, chunked_prefill_size=max(step // 2, _SHORT_STEP))
         yield replace(needs, engine=shorter), ("step scratch", "expert scratch", "host staging")
-    for smaller in sides.smaller() if sides else ():
-        yield replace(needs, sides=smaller), ("expert ring", "long prompts")
+    for smaller in portion.smaller() if portion else ():
+        yield replace(needs, portion=smaller), ("expert ring", "long prompts")
 
 
 def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
-    """The routed experts, on both sides: those of the device have no copy on the host."""
-    estimate, sides = needs.estimate, needs.sides
+    """The routed experts, on both portion: those of the device have no copy on the host."""
+    estimate, portion = needs.estimate, needs.portion
     smallest = min(estimate.slot_bytes, default=0)
     yield MemoryRow("experts", "cpu", estimate.expert_bytes - num_resident * smallest)
-    if sides is not None:
+    if portion is not None:
         largest = max(estimate.slot_bytes)
         yield MemoryRow("device experts", where, num_resident * largest)
-        yield from _row("swapped experts", where, sides.num_spare_slots * largest)
-        yield from _row("expert ring", where, sides.num_ring_slots * largest)
+        yield from _row("swapped experts", where, portion.num_spare_slots * largest)
+        yield from _row("expert ring", where, portion.num_ring_slots * largest)
 
 
 def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
     """What stays with the host's experts."""
     scratch = needs.estimate.expert_scratch.nbytes(needs.engine.chunked_prefill_size)
     yield MemoryRow("expert scratch", "cpu", scratch)
-    if needs.sides is not None:
-        yield MemoryRow("host staging", "cpu", _staging_bytes(needs, needs.sides))
+    if needs.portion is not None:
+        yield MemoryRow("host staging", "cpu", _staging_bytes(needs, needs.portion))
     if needs.recording is not None and needs.recording.num_steps is not None:
         shape = needs.estimate.shape
         recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
@@ -239,19 +239,19 @@ def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
 
 def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     """What is where the dense layers are, but for experts and the KV cache."""
-    estimate, engine, sides = needs.estimate, needs.engine, needs.sides
+    estimate, engine, portion = needs.estimate, needs.engine, needs.portion
     states = engine.max_running_requests * estimate.cache_shape.bytes_per_slot
     yield MemoryRow("dense weights", where, estimate.dense_bytes)
     yield MemoryRow("recurrent states", where, states)
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
-    if sides is not None:
+    if portion is not None:
         rows = _PASSAGE_BUFFERS * estimate.row_bytes
-        yield from _row("long prompts", where, sides.max_long_tokens * rows)
+        yield from _row("long prompts", where, portion.max_long_tokens * rows)
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
-    """How many fit on the device beside all other rows. Where both sides share one memory, an
+    """How many fit on the device beside all other rows. Where both portion share one memory, an
     expert takes as much on either: all do."""
     grid, device = needs.estimate.grid, memories[-1]
     if len(memories) == 1:
@@ -266,7 +266,7 @@ def _page_bytes(needs: Needs) -> int:
 
 def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> int:
     """As many as are wanted and fit beside the other rows; at least those that there must be."""
-    is_modest = memory.where == "cpu" or (needs.sides or ALL_ON_HOST).num_experts is None
+    is_modest = memory.where == "cpu" or (needs.portion or ALL_ON_HOST).num_experts is None
     wanted = _wanted_pages(needs.engine, needs.context, is_modest=is_modest)
     if not _page_bytes(needs):
         return wanted
@@ -314,12 +314,12 @@ def _scratch_bytes(needs: Needs) -> int:
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
 
 
-def _staging_bytes(needs: Needs, sides: Sides) -> int:
+def _staging_bytes(needs: Needs, portion: Portion) -> int:
     """Pinned buffers: what the host's experts take and give, and experts on their way."""
     estimate = needs.estimate
     choice = estimate.shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
     rows = needs.engine.chunked_prefill_size * (2 * estimate.row_bytes + choice)
-    ways = min(sides.num_ring_slots + sides.num_spare_slots, _STAGED_EXPERTS)
+    ways = min(portion.num_ring_slots + portion.num_spare_slots, _STAGED_EXPERTS)
     return _BUFFER_PARITIES * rows + ways * max(estimate.slot_bytes)
 
 

@@ -25,9 +25,9 @@ from kttrio.runner.memory import (
     plan_memory,
 )
 from kttrio.runner.notes import note_plan
+from kttrio.runner.portion import choose_mask, note_portion, read_portion
 from kttrio.runner.recording import recorder_settings
 from kttrio.runner.refusal import Variant, explain
-from kttrio.runner.sides import choose_mask, note_sides, read_sides
 from kttrio.weights.checkpoint import read_json
 
 _WORTH_IT = 0.9  # of the experts' memory, that others would take
@@ -76,10 +76,10 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     dtype = choose_dtype(config.model.dtype, raw, fast_bfloat16=machine.fast_bfloat16)
     recording = recorder_settings(config.recording)
     estimate = _estimate(config, dtype)
-    sides = read_sides(config.placement, machine.kind, estimate.grid, estimate.shape)
+    portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
     note_device(config.device, machine.kind)
-    note_sides(config.placement, machine.kind, sides)
-    needs = Needs(estimate, config.engine, recording, sides)
+    note_portion(config.placement, machine.kind, portion)
+    needs = Needs(estimate, config.engine, recording, portion)
     try:
         plan = plan_memory(needs, machine)
     except NoRoom as error:

@@ -84,20 +84,20 @@ def _single(needs: Needs, machine: Machine, variants: Iterable[Variant]) -> Iter
 
 def _experts(needs: Needs, machine: Machine) -> Iterator[str]:
     """Fewer experts on the device; or else more, which the host need not hold."""
-    sides, grid = needs.sides, needs.estimate.grid
-    if sides is None or not sides.num_experts:
+    portion, grid = needs.portion, needs.estimate.grid
+    if portion is None or not portion.num_experts:
         return
-    unit = grid.total // 100 if sides.is_ratio else len(grid.layers)
-    flag = "--kt-gpu-experts-ratio {:g}" if sides.is_ratio else "--kt-num-gpu-experts {:g}"
+    unit = grid.total // 100 if portion.is_ratio else len(grid.layers)
+    flag = "--kt-gpu-experts-ratio {:g}" if portion.is_ratio else "--kt-num-gpu-experts {:g}"
 
     def fits(units: int) -> bool:
-        num_experts = int(grid.total * units / 100) if sides.is_ratio else units * unit
-        return _fits(_with_sides(needs, num_experts=num_experts), machine)
+        num_experts = int(grid.total * units / 100) if portion.is_ratio else units * unit
+        return _fits(_with_portion(needs, num_experts=num_experts), machine)
 
-    fewer = _largest(1 if sides.num_spare_slots else 0, (sides.num_experts - 1) // unit, fits)
+    fewer = _largest(1 if portion.num_spare_slots else 0, (portion.num_experts - 1) // unit, fits)
     if fewer is not None:
-        yield flag.format(fewer / 100 if sides.is_ratio else fewer)
-    elif not sides.is_ratio and _fits(_with_sides(needs, num_experts=None), machine):
+        yield flag.format(fewer / 100 if portion.is_ratio else fewer)
+    elif not portion.is_ratio and _fits(_with_portion(needs, num_experts=None), machine):
         yield "--kt-num-gpu-experts auto"
 
 
@@ -116,11 +116,11 @@ def _share(needs: Needs, machine: Machine) -> Iterator[str]:
 
 def _prompts(needs: Needs, machine: Machine) -> Iterator[str]:
     """Less for experts and long prompts on their way through the device."""
-    if needs.sides is None or not needs.sides.num_ring_slots:
+    if needs.portion is None or not needs.portion.num_ring_slots:
         return
-    if _fits(_with_sides(needs, long_tokens=0, max_long_tokens=0), machine):
+    if _fits(_with_portion(needs, long_tokens=0, max_long_tokens=0), machine):
         yield "--kt-gpu-prefill-token-threshold 0"
-    elif _fits(replace(needs, sides=needs.sides.without_ring()), machine):
+    elif _fits(replace(needs, portion=needs.portion.without_ring()), machine):
         yield "--kt-ring-experts 0 --kt-gpu-prefill-token-threshold 0"
 
 
@@ -204,5 +204,9 @@ def _with_engine(needs: Needs, **changes: Any) -> Needs:
     return replace(needs, engine=replace(needs.engine, **changes))
 
 
-def _with_sides(needs: Needs, **changes: Any) -> Needs:
-    return needs if needs.sides is None else replace(needs, sides=replace(needs.sides, **changes))
+def _with_portion(needs: Needs, **changes: Any) -> Needs:
+    return (
+        needs
+        if needs.portion is None
+        else replace(needs, portion=replace(needs.portion, **changes))
+    )

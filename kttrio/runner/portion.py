@@ -20,14 +20,14 @@ from kttrio.runner.fitting import name_idle
 
 _RING = 64  # experts: enough for copies to run ahead of the products, and little memory
 _LEAST_RING = 2  # one is filled while the other is read
-_SPARES = 4  # slots for experts that are about to change sides
+_SPARES = 4  # slots for experts that are about to change portion
 _LONG_TOKENS = 2048  # that take longer by the host's experts than by sending all of them once
 _MAX_LONG_TOKENS = 65536  # beyond it, sending all experts once more costs little beside the rest
 NO_DEVICE = "no GPU, every expert runs on the CPU; with --device cpu it stands in for one"
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class Portion:
     """What is wanted on the device beside the dense layers."""
 
     num_experts: int | None
@@ -38,16 +38,16 @@ class Sides:
     is_ring_fixed: bool = False
     """By its flag, so that it is not made smaller."""
     num_spare_slots: int = 0
-    """For experts that are about to change sides; 0: none ever does."""
+    """For experts that are about to change portion; 0: none ever does."""
     long_tokens: int = 0
     max_long_tokens: int = 0
     max_deferred: int = 0
 
-    def without_ring(self) -> Sides:
+    def without_ring(self) -> Portion:
         """Where no expert is left on the host that could pass through it."""
         return replace(self, num_ring_slots=0, long_tokens=0, max_long_tokens=0)
 
-    def smaller(self) -> Iterator[Sides]:
+    def smaller(self) -> Iterator[Portion]:
         """With half the ring, and half the room for long prompts, where there may be less."""
         if self.num_ring_slots > _LEAST_RING and not self.is_ring_fixed:
             yield replace(self, num_ring_slots=max(self.num_ring_slots // 2, _LEAST_RING))
@@ -56,12 +56,12 @@ class Sides:
             yield replace(self, max_long_tokens=half)
 
 
-ALL_ON_HOST = Sides(num_experts=0)
+ALL_ON_HOST = Portion(num_experts=0)
 
 
-def read_sides(
+def read_portion(
     config: PlacementConfig, kind: Kind, grid: ExpertGrid, shape: ModelShape
-) -> Sides | None:
+) -> Portion | None:
     """What the flags ask for of a device of this kind; None where they ask for none.
 
     A GPU has its experts and its ring by default, a CPU that stands in for one what it is told to.
@@ -72,7 +72,7 @@ def read_sides(
     num_experts = _num_experts(config, kind, grid)
     _check_update(config, num_experts, grid)
     long_tokens, num_ring = _prompts(config, kind, grid, num_experts)
-    sides = Sides(
+    portion = Portion(
         num_experts=num_experts,
         num_ring_slots=num_ring,
         is_ring_fixed=config.kt_ring_experts is not None,
@@ -82,8 +82,8 @@ def read_sides(
         max_deferred=_max_deferred(config, shape),
         is_ratio=config.kt_gpu_experts_ratio is not None,
     )
-    asks = sides.num_experts != 0 or sides.num_ring_slots or sides.max_deferred
-    return sides if kind == "cuda" or asks else None
+    asks = portion.num_experts != 0 or portion.num_ring_slots or portion.max_deferred
+    return portion if kind == "cuda" or asks else None
 
 
 def choose_mask(config: PlacementConfig, grid: ExpertGrid, num_experts: int) -> Tensor:
@@ -114,7 +114,7 @@ def recorded_counts(config: PlacementConfig, grid: ExpertGrid) -> Tensor | None:
     return counts
 
 
-def note_sides(config: PlacementConfig, kind: Kind, sides: Sides | None) -> None:
+def note_portion(config: PlacementConfig, kind: Kind, portion: Portion | None) -> None:
     """Name the flags that have no effect, and why."""
     if kind == "none":
         name_idle(_given(config), NO_DEVICE)
@@ -123,7 +123,7 @@ def note_sides(config: PlacementConfig, kind: Kind, sides: Sides | None) -> None
         name_idle(["--kt-num-gpu-experts"], "--kt-gpu-experts-ratio goes first")
     if not config.kt_enable_dynamic_expert_update:
         _name_without_update(config)
-    if not (sides and sides.num_ring_slots):
+    if not (portion and portion.num_ring_slots):
         given = {
             "--kt-gpu-prefill-token-threshold": config.kt_gpu_prefill_token_threshold,
             "--kt-ring-experts": config.kt_ring_experts,

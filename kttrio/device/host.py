@@ -108,6 +108,7 @@ class HostDevice:
     """`Device` of `--device cpu`."""
 
     where = torch.device("cpu")
+    is_capturing = False
 
     def __init__(self) -> None:
         self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()

@@ -48,7 +48,7 @@ def grouped_mlp(
     if x.is_cuda:
         from kttrio.layers.triton.grouped import grouped_mlp as fused
 
-        fused(x, ids, weights, Stacks(*stacks), form=form, out=out)
+        fused(x, ids, weights, stacks, form=form, out=out)
     elif len(stacks[0].data):
         by_slot = _each_choice if fixed else _each_slot
         for tokens, slot, shares in by_slot(ids, weights):

@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kttrio.layers.grouped import Stacks
 from kttrio.layers.triton.products import (
     Coding,
     add_step,
@@ -55,20 +54,27 @@ class Blocks(NamedTuple):
 
 
 def grouped_mlp(
-    x: Tensor, ids: Tensor, weights: Tensor, stacks: Stacks, *, form: str, out: Tensor
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    stacks: tuple[Packed, Packed, Packed],
+    *,
+    form: str,
+    out: Tensor,
 ) -> None:
     """As `layers.grouped.grouped_mlp`; all tensors contiguous."""
-    if not ids.numel() or not len(stacks.gate.data):
+    gate, up, down = stacks
+    if not ids.numel() or not len(gate.data):
         return
     tiles = _tiles(x, ids.numel())
     blocks = None
     if ids.numel() > _UNSORTED:
-        blocks = sort_by_slot(ids, num_slots=len(stacks.gate.data), rows=tiles.rows)
+        blocks = sort_by_slot(ids, num_slots=len(gate.data), rows=tiles.rows)
     call = _Call(ids, form, tiles, blocks, dot_dtype(x))
-    active = call.gate_up(x, stacks)
+    active = call.gate_up(x, gate, up)
     for columns in _column_ranges(ids.numel(), x.shape[1]):
         product = x.new_empty(ids.numel(), len(columns), dtype=torch.float32)
-        call.down(active, weights, stacks.down, columns, product)
+        call.down(active, weights, down, columns, product)
         _add_choices(product, ids, out, columns)
 
 
@@ -131,17 +137,16 @@ class _Call:
     """None: each choice for itself, as `ids` has them."""
     dot: tl.dtype
 
-    def gate_up(self, x: Tensor, stacks: Stacks) -> Tensor:
+    def gate_up(self, x: Tensor, gate: Packed, up: Packed) -> Tensor:
         """silu(gate x) * up x of each choice, in order: [choices, width]"""
-        data, scale = pointers(self.form, stacks.gate)
-        up, up_scale = pointers(self.form, stacks.up)
-        width = data.shape[1]
+        width = gate.data.shape[1]
         active = x.new_empty(self.ids.numel(), width)
         rows = side_by_side(x) if self.form == "int4" else x
         _gate_up[self._grid(width)](
-            *(rows, active, *self._places(), data, scale, up, up_scale),
+            *(rows, active, *self._places()),
+            *(*pointers(self.form, gate), *pointers(self.form, up)),
             *(x.shape[1], width, self.ids.shape[1]),
-            **self._constants(stacks.gate),
+            **self._constants(gate),
         )
         return active
 
@@ -149,10 +154,9 @@ class _Call:
         self, active: Tensor, weights: Tensor, down: Packed, columns: range, product: Tensor
     ) -> None:
         """product[choice] = weight * down(active), these columns of it."""
-        data, scale = pointers(self.form, down)
         _down[self._grid(len(columns))](
-            *(active, product, weights, *self._places(), data, scale),
-            *(active.shape[1], data.shape[1], columns.start, columns.stop),
+            *(active, product, weights, *self._places(), *pointers(self.form, down)),
+            *(active.shape[1], down.data.shape[1], columns.start, columns.stop),
             **self._constants(down),
         )
 

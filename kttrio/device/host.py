@@ -24,7 +24,8 @@ Item = Callable[[], object]
 
 
 class HostStream:
-    """Work in the order in which it is handed over. Used from one thread at a time."""
+    """Work in the order in which it is handed over, by one thread at a time; another may wait for
+    its events meanwhile, where nothing that comes before them stays."""
 
     def __init__(self, name: str, jobs: weakref.WeakSet[Job], *, is_main: bool) -> None:
         self.name = name
@@ -52,7 +53,8 @@ class HostStream:
 
     @property
     def num_done(self) -> int:
-        return self._num_given - len(self._left)
+        num_left = len(self._left)  # first: to another thread what is just given then seems done,
+        return self._num_given - num_left  # which is behind its event, and never the other way
 
     def reach(self, place: int) -> None:
         """Do what was handed over before this place; what fails is kept, and the rest done."""
@@ -75,8 +77,8 @@ class HostStream:
 
     def _give(self, item: Item, *, waits: bool = False) -> None:
         stays = not self._is_main and (waits or bool(self._left))
+        self._num_given += 1  # before it is there: see num_done
         self._left.append(_kept(item) if stays else item)
-        self._num_given += 1
         if not stays:
             self.drain()
             self.raise_failure()

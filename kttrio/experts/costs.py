@@ -71,4 +71,3 @@ def _cost(counts: Tensor, expert: float, choice: float) -> Tensor:
 def _running(seconds: Tensor) -> Tensor:
     """Sums of none, the first, the first two... [experts + 1]"""
     return torch.nn.functional.pad(seconds.cumsum(0), (1, 0))
-

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from threading import RLock
 
 from kttrio.device.twin import Books, Call, Finish, TwinDevice, TwinStream, Wait
 
 
 class HostStream(TwinStream):
-    """Handed work by one thread at a time; another may wait for its events meanwhile, where nothing
-    that comes before them stays."""
+    """Handed work by one thread at a time; any other may wait for it."""
 
     def __init__(self, name: str, books: Books, *, is_main: bool) -> None:
         super().__init__(name, books)
@@ -23,20 +23,23 @@ class HostStream(TwinStream):
         self._left: deque[Call] = deque()
         self._num_given = 0
         self._failure: Exception | None = None
-
-    @property
-    def num_done(self) -> int:
-        num_left = len(self._left)  # first: to another thread what is just given then seems done,
-        return self._num_given - num_left  # which is behind its event, and never the other way
+        self._doing = RLock()
+        self.num_done = 0
 
     def reach(self, place: int) -> None:
         """Do what was handed over before this place; what fails is kept, and the rest done."""
         while self.num_done < place:
-            call = self._left.popleft()
-            try:
-                call()
-            except Exception as error:
-                self._failure = self._failure or error
+            with self._doing:
+                if self.num_done < place:
+                    self._do(self._left.popleft())
+
+    def _do(self, call: Call) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._failure = self._failure or error
+        finally:
+            self.num_done += 1
 
     def drain(self) -> None:
         self.reach(self._num_given)
@@ -48,8 +51,8 @@ class HostStream(TwinStream):
 
     def _give(self, call: Call) -> None:
         stays = not self._is_main and (bool(self._left) or _waits(call))
-        self._num_given += 1  # before it is there: see num_done
         self._left.append(call)
+        self._num_given += 1
         if not stays:
             self.drain()
             self.raise_failure()

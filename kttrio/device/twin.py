@@ -131,6 +131,10 @@ class TwinDevice(ABC):
         self._streams: list[TwinStream] = []
         self.main = self.open_stream("main")
 
+    @property
+    def is_capturing(self) -> bool:
+        return self._books.capture is not None
+
     def open_stream(self, name: str) -> TwinStream:
         stream = self._new_stream(name, self._books)
         self._streams.append(stream)

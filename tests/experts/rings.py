@@ -14,7 +14,7 @@ from kttrio.device.host import HostDevice
 from kttrio.experts.feeders import Feeders
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import ExpertSlots, SlotShape
-from kttrio.experts.streamed import Ring
+from kttrio.experts.streamed import Part, Ring
 from kttrio.native import ExpertLayer, Pool
 from kttrio.weights.quantize import Target
 from tests.native.expert_reference import (
@@ -67,8 +67,8 @@ class Machine:
         out = torch.zeros(TOKENS, HIDDEN)
         here = torch.isin(ids, torch.tensor(experts, dtype=torch.int32))
         wanted = expected(self.experts[layer], x, ids.where(here, -1), weights)
-        routing = Routing(ids, weights)
-        steps = self.ring.stream(self.layers[layer], experts, x=x, routing=routing, out=out)
+        parts = [Part(Routing(ids, weights), out)]
+        steps = self.ring.stream(self.layers[layer], experts, x=x, parts=parts)
         return Call(steps, out, wanted)
 
 

@@ -58,12 +58,17 @@ class Rule(Protocol):
         """It has no use for what was counted in the steps after which it does not look."""
         ...
 
+    @property
+    def counts(self) -> Tensor:
+        """All that it knows: a new tensor whenever that changes."""
+        ...
+
     def add(self, counts: Tensor) -> None:
         """Hear of what was counted since the last look."""
         ...
 
     def choose(self, mask: Tensor, limit: int) -> list[Swap]:
-        """The most useful swaps, at most so many; none where the mask is as it should be."""
+        """The most useful swaps now, at most so many."""
         ...
 
 
@@ -82,20 +87,28 @@ class DecayedCounts:
 
     def add(self, counts: Tensor) -> None:
         num_tokens = float(counts.sum(1).max()) / self._top_k
-        self.values.mul_(0.5 ** (num_tokens / self._half_life)).add_(counts)
+        self.values = self.values * 0.5 ** (num_tokens / self._half_life) + counts
 
 
 class DecayedRule:
-    """Those used most lately, in prefill and decode, whatever layer they are of."""
+    """Those used most lately, in prefill and decode, whatever layer they are of.
+
+    Swaps are chosen once after each look, so that their number keeps in step with that of tokens.
+    """
 
     drops = False
 
     def __init__(
-        self, counts: DecayedCounts, *, margin: float = MARGIN, every_tokens: int = EVERY_TOKENS
+        self, known: DecayedCounts, *, margin: float = MARGIN, every_tokens: int = EVERY_TOKENS
     ) -> None:
-        self.counts = counts
+        self._known = known
         self._margin, self._every_tokens = margin, every_tokens
         self._num_tokens = 0
+        self._is_news = False
+
+    @property
+    def counts(self) -> Tensor:
+        return self._known.values
 
     def wants(self, step: StepTokens) -> bool:
         self._num_tokens += step.num_tokens
@@ -105,10 +118,14 @@ class DecayedRule:
         return True
 
     def add(self, counts: Tensor) -> None:
-        self.counts.add(counts)
+        self._known.add(counts)
+        self._is_news = True
 
     def choose(self, mask: Tensor, limit: int) -> list[Swap]:
-        return choose_swaps(self.counts.values, mask, limit=limit, margin=self._margin)
+        if not self._is_news:
+            return []
+        self._is_news = False
+        return choose_swaps(self.counts, mask, limit=limit, margin=self._margin)
 
 
 class LastChunkRule:
@@ -121,22 +138,28 @@ class LastChunkRule:
     drops = True
 
     def __init__(self, shape: tuple[int, int], *, threshold: int) -> None:
+        self.counts = torch.zeros(shape)
         self._threshold = threshold
-        self._counts = torch.zeros(shape)
+        self._is_settled = True
 
     def wants(self, step: StepTokens) -> bool:
         return step.num_prompt_tokens >= self._threshold
 
     def add(self, counts: Tensor) -> None:
-        self._counts = counts
+        self.counts = counts
+        self._is_settled = False
 
     def choose(self, mask: Tensor, limit: int) -> list[Swap]:
-        swaps: list[Swap] = []
-        for layer in range(len(mask)):
-            here = slice(layer, layer + 1)
-            for swap in choose_swaps(self._counts[here], mask[here], limit=limit - len(swaps)):
-                swaps.append(Swap(*(Seat(layer, seat.expert) for seat in swap)))
-        return swaps
+        if self._is_settled:
+            return []
+        swaps = [swap for layer in range(len(mask)) for swap in self._of_layer(layer, mask, limit)]
+        self._is_settled = len(swaps) <= limit
+        return swaps[:limit]
+
+    def _of_layer(self, layer: int, mask: Tensor, limit: int) -> list[Swap]:
+        here = slice(layer, layer + 1)
+        swaps = choose_swaps(self.counts[here], mask[here], limit=limit + 1)
+        return [Swap(*(Seat(layer, seat.expert) for seat in swap)) for swap in swaps]
 
 
 def choose_swaps(counts: Tensor, mask: Tensor, *, limit: int, margin: float = 0.0) -> list[Swap]:

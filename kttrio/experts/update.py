@@ -19,7 +19,6 @@ from kttrio.experts.block import MoEBlock
 from kttrio.experts.choice import Rule, StepTokens
 from kttrio.experts.state import ExpertState
 from kttrio.experts.swaps import Swapper
-from kttrio.plan import Chunk, StepPlan, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +88,14 @@ class Updater:
         """Since the start."""
         return self._swapper.num_done
 
-    def between_steps(self, plan: StepPlan, result: StepResult) -> None:
-        """Called after every step that did not fail, before the next one begins."""
-        if self._has_failed or _is_under_way(plan, result):
+    def between_steps(self, step: StepTokens) -> None:
+        """Called after a step that did not fail, before the next one begins, and not while a long
+        prompt has passed some layers and not others: counts of layers could not be compared then,
+        and what is on its way through the ring must stay where it is."""
+        if self._has_failed:
             return
         try:
-            self._count(tokens_of(plan))
+            self._count(step)
             self._swap()
         except Exception:
             self._has_failed = True
@@ -133,20 +134,3 @@ class Updater:
             wanted = self._rule.choose(self._swapper.mask, self._swapper.num_lanes)
             self._swapper.begin(wanted)
         self._swapper.advance()
-
-
-def tokens_of(plan: StepPlan) -> StepTokens:
-    """What a step consists of, its long piece included."""
-    chunks = plan.chunks if plan.long is None else (*plan.chunks, plan.long)
-    num_tokens = sum(len(chunk.token_ids) for chunk in chunks)
-    return StepTokens(num_tokens, sum(map(_num_prompt_tokens, chunks)))
-
-
-def _num_prompt_tokens(chunk: Chunk) -> int:
-    return max(0, min(len(chunk.token_ids), chunk.num_prompt_tokens - chunk.start))
-
-
-def _is_under_way(plan: StepPlan, result: StepResult) -> bool:
-    """A long piece has passed some layers and not others: counts of layers cannot be compared, and
-    the ring may be reading experts that a swap would take away."""
-    return plan.long is not None and result.long is None

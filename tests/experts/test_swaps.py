@@ -35,10 +35,10 @@ class Sides:
     """Layers whose first experts are on the device and nowhere else, and all experts' own bits."""
 
     def __init__(self, target: Target, device: Device) -> None:
-        self.shape = SlotShape(HIDDEN, INNER, target)
+        self.device, self.shape = device, SlotShape(HIDDEN, INNER, target)
         self.slots = ExpertSlots(self.shape, LAYERS * RESIDENT + LANES, device=device.where)
         self.pool = native.Pool(threads=2)
-        self.layers = [TwoSides(self._host(), self._table(device)) for _ in range(LAYERS)]
+        self.layers = [TwoSides(self._host(), self._table()) for _ in range(LAYERS)]
         self.own = {}
         for layer, sides in enumerate(self.layers):
             for expert in range(EXPERTS):
@@ -60,8 +60,8 @@ class Sides:
             max_top_k=2,
         )
 
-    def _table(self, device: Device) -> Residency:
-        return Residency(EXPERTS, device=device.where)
+    def _table(self) -> Residency:
+        return Residency(EXPERTS, device=self.device.where)
 
     def _fill(self, sides: TwoSides, layer: int, expert: int) -> list[bytes]:
         form, group = formats.find(self.shape.target.form), self.shape.target.group

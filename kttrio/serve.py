@@ -34,7 +34,7 @@ from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.served_model import ServedModel
 from kttrio.server.serving import open_listeners, serve_http
-from kttrio.server.state import AppState, Recording
+from kttrio.server.state import AppState, Placement, Recording
 from kttrio.text.images import ImageFormat
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -99,6 +99,8 @@ class Parts:
     """What was decided, for the operator and /get_server_info: plain values, no secrets."""
     recording: Recording | None = None
     """Of the experts that are used; None: the flags ask for none."""
+    placement: Placement | None = None
+    """Of experts on the device, following those in use; None: the flags ask for none."""
 
 
 Build = Callable[[Settings, Face], Parts]
@@ -134,7 +136,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     except NativeError as error:
         raise ConfigError(str(error)) from error
     facts = {"path": str(settings.directory), **model.facts, **runner.facts}
-    return Parts(runner, model, facts, recording=runner.recorder)
+    return Parts(runner, model, facts, recording=runner.recorder, placement=runner.updater)
 
 
 def _check_vocabulary(model: ServedModel, vocab_size: int) -> None:
@@ -199,6 +201,7 @@ class _Server:
             settings=parts.facts,
             seeds=Random(settings.engine.random_seed),
             recording=parts.recording,
+            placement=parts.placement,
         )
         self._closing = trio.Event()
         self._closed = trio.Event()

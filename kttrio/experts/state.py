@@ -49,7 +49,7 @@ class ExpertState:
         except (OSError, RecordingError) as error:
             log.warning("the experts in use are not known: %s", error)
             return None
-        if tuple(counts.shape) != self._shape or not counts[self._layers].any():
+        if tuple(counts.shape) != self._shape or counts.sum() > counts[self._layers].sum():
             log.warning("the experts in use are not known: %s is of another model", self.path)
             return None
         log.info("the experts in use are known from %s", self.path)

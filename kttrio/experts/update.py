@@ -76,10 +76,7 @@ class Tally:
 class Updater:
     """What happens to the placement of experts between two steps. Never fails a step."""
 
-    def __init__(
-        self, tally: Tally, rule: Rule, swapper: Swapper, state: ExpertState | None
-    ) -> None:
-        """`state`: where what is known is kept; None: nowhere."""
+    def __init__(self, tally: Tally, rule: Rule, swapper: Swapper, state: ExpertState) -> None:
         self._tally, self._rule, self._swapper, self._state = tally, rule, swapper, state
         self._has_failed = False
 
@@ -102,23 +99,20 @@ class Updater:
             self._swapper.abandon()
             log.exception("the experts on the device stay as they are from now on: a swap failed")
 
-    def save(self) -> Path | None:
-        """Keep what is known; the file, or None where there is none. From any thread. OSError."""
-        if self._state is None:
-            return None
+    def save(self) -> Path:
+        """Keep what is known for the next start. From any thread. OSError."""
         self._state.write(self._rule.counts)
         return self._state.path
 
     def close(self) -> None:
         """End the swaps and their thread, and keep what is known. Twice is fine."""
         self._swapper.close()
+        if not self._rule.counts.any():
+            return
         try:
-            path = self.save()
+            log.info("the experts in use are kept in %s", self.save())
         except OSError as error:
             log.warning("what is known of the experts in use is lost: %s", error)
-        else:
-            if path is not None:
-                log.info("the experts in use are kept in %s", path)
 
     def _count(self, step: StepTokens) -> None:
         wants = self._rule.wants(step)

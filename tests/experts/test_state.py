@@ -54,7 +54,7 @@ def test_the_first_run_knows_nothing(state: ExpertState, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(
-    ("layers", "shape"), [([1, 3], (4, 4)), ([1, 3], (5, 3)), ([0, 2], (4, 3))]
+    ("layers", "shape"), [([1, 3], (4, 4)), ([1, 3], (5, 3)), ([0, 3], (4, 3))]
 )
 def test_another_models_is_said_aloud(
     state: ExpertState,

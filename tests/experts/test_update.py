@@ -42,6 +42,11 @@ def blocks() -> list[MoEBlock]:
     return made
 
 
+@pytest.fixture
+def state(tmp_path: Path) -> ExpertState:
+    return ExpertState(tmp_path / "placement.pt", range(LAYERS), (LAYERS, EXPERTS))
+
+
 def choose(blocks: list[MoEBlock], *ids: list[list[int]]) -> None:
     """As a step would that routes like that."""
     for block, chosen in zip(blocks, ids, strict=True):
@@ -78,7 +83,7 @@ def test_choices_that_are_none_do_not_count(blocks: list[MoEBlock]) -> None:
 class Machine:
     """Steps that choose experts, and an updater over real layers between them."""
 
-    def __init__(self, there: Sides, blocks: list[MoEBlock], rule, state=None) -> None:
+    def __init__(self, there: Sides, blocks: list[MoEBlock], rule, state) -> None:
         self.there, self.blocks = there, blocks
         self.updater = Updater(Tally(blocks, there.device), rule, there.swapper, state)
 
@@ -115,9 +120,9 @@ def wait(machine: Machine, wanted: list[list[int]]) -> None:
     raise AssertionError(f"{machine.residents()} after 10,000 steps, not {wanted}")
 
 
-def test_those_that_are_used_come_to_the_device(blocks: list[MoEBlock]) -> None:
+def test_those_that_are_used_come_to_the_device(blocks: list[MoEBlock], state: ExpertState) -> None:
     with sides() as there:
-        machine = Machine(there, blocks, decayed())
+        machine = Machine(there, blocks, decayed(), state)
         wait(machine, [[4, 5], [4, 5], [3, 4]])
         before = machine.updater.num_swaps
         assert before >= 6
@@ -126,9 +131,12 @@ def test_those_that_are_used_come_to_the_device(blocks: list[MoEBlock]) -> None:
         assert there.num_on_hosts() == NUM_ON_HOSTS
 
 
-def test_the_last_large_step_decides_under_its_rule(blocks: list[MoEBlock]) -> None:
+def test_the_last_large_step_decides_under_its_rule(
+    blocks: list[MoEBlock], state: ExpertState
+) -> None:
+    rule = LastChunkRule((LAYERS, EXPERTS), threshold=3)
     with sides() as there:
-        machine = Machine(there, blocks, LastChunkRule((LAYERS, EXPERTS), threshold=3))
+        machine = Machine(there, blocks, rule, state)
         machine.steps(20, *USED)
         assert machine.updater.num_swaps == 0, "no step was large"
         machine.step(*([[2, 3]] * 3 for _ in range(LAYERS)), prompt=3)
@@ -151,11 +159,11 @@ class Broken:
 
 
 def test_a_swap_that_fails_ends_the_update_and_nothing_else(
-    blocks: list[MoEBlock], caplog: pytest.LogCaptureFixture
+    blocks: list[MoEBlock], state: ExpertState, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second one would take from the host what is not there."""
     with sides() as there:
-        machine = Machine(there, blocks, Broken())
+        machine = Machine(there, blocks, Broken(), state)
         for _ in range(100):
             machine.step(*USED)
         assert sum(map(len, machine.residents())) == LAYERS * RESIDENT
@@ -165,9 +173,8 @@ def test_a_swap_that_fails_ends_the_update_and_nothing_else(
 
 
 def test_what_is_known_is_kept_on_demand_and_in_the_end(
-    blocks: list[MoEBlock], tmp_path: Path
+    blocks: list[MoEBlock], state: ExpertState
 ) -> None:
-    state = ExpertState(tmp_path / "placement.pt", range(LAYERS), (LAYERS, EXPERTS))
     with sides() as there:
         machine = Machine(there, blocks, decayed(), state)
         machine.steps(3, *USED)
@@ -183,11 +190,10 @@ def test_what_is_known_is_kept_on_demand_and_in_the_end(
         machine.updater.close()
 
 
-def test_without_a_place_nothing_is_kept(blocks: list[MoEBlock]) -> None:
+def test_who_has_seen_nothing_keeps_nothing(blocks: list[MoEBlock], state: ExpertState) -> None:
     with sides() as there:
-        machine = Machine(there, blocks, decayed())
-        assert machine.updater.save() is None
-        machine.updater.close()
+        Machine(there, blocks, decayed(), state).updater.close()
+    assert not state.path.exists()
 
 
 def test_an_end_that_cannot_be_written_is_told(
@@ -196,5 +202,7 @@ def test_an_end_that_cannot_be_written_is_told(
     (tmp_path / "file").touch()
     state = ExpertState(tmp_path / "file" / "placement.pt", range(LAYERS), (LAYERS, EXPERTS))
     with sides() as there, caplog.at_level(logging.WARNING):
-        Machine(there, blocks, decayed(), state).updater.close()
+        machine = Machine(there, blocks, decayed(), state)
+        machine.step(*USED)
+        machine.updater.close()
     assert "is lost" in caplog.text

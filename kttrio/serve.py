@@ -26,7 +26,7 @@ from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.served_model import ServedModel
 from kttrio.server.serving import open_listeners, serve_http
-from kttrio.server.state import AppState, Recording
+from kttrio.server.state import AppState, Placement, Recording
 from kttrio.text.images import ImageFormat
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -92,6 +92,8 @@ class Parts:
     """What was decided, for the operator and /get_server_info: plain values, no secrets."""
     recording: Recording | None = None
     """Of the experts that are used; None: the flags ask for none."""
+    placement: Placement | None = None
+    """Of experts on the device, following those in use; None: the flags ask for none."""
 
 
 Build = Callable[[Settings, Face], Parts]
@@ -120,7 +122,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     except NativeError as error:
         raise ConfigError(str(error)) from error
     facts = {"path": str(settings.directory), **model.facts, **runner.facts}
-    return Parts(runner, model, facts, recording=runner.recorder)
+    return Parts(runner, model, facts, recording=runner.recorder, placement=runner.updater)
 
 
 def _check_vocabulary(model: ServedModel, vocab_size: int) -> None:
@@ -185,6 +187,7 @@ class _Server:
             settings=parts.facts,
             seeds=Random(settings.runner.engine.random_seed),
             recording=parts.recording,
+            placement=parts.placement,
         )
         self._closing = trio.Event()
         self._closed = trio.Event()

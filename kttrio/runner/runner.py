@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kttrio.experts.recorder import Recorder
+from kttrio.experts.update import Updater
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
@@ -24,6 +25,7 @@ from kttrio.runner.findings import Evaluator
 from kttrio.runner.images import Eyes, Tower
 from kttrio.runner.sampler import Sampler
 from kttrio.runner.tensors import StepBuilder, StepTensors
+from kttrio.runner.update import count_tokens
 
 
 class StepModel(Protocol):
@@ -52,12 +54,15 @@ class Runner:
         device: torch.device,
         tower: Tower | None = None,
         recorder: Recorder | None = None,
+        updater: Updater | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         self.facts = dict(facts or {})
         """What was decided when it was built, for people to read: plain values."""
         self.recorder = recorder
         """Of the model's experts; None: nothing can be recorded."""
+        self.updater = updater
+        """Of the experts on the device; None: they stay there."""
         self._model = model
         self._caches = caches
         self._capacity = capacity
@@ -96,11 +101,15 @@ class Runner:
                 self._settle(step, found)
             if self._drafter is not None:
                 found = self._drafter.draft(step, hidden, found, self._caches)
+            if self.updater is not None:
+                self.updater.between_steps(count_tokens(plan))
         results = [found[place] for place in np.argsort(step.order).tolist()]
         return StepResult(tuple(results), time.perf_counter() - begun)
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
+        if self.updater is not None:
+            self.updater.close()
         self._caches.clear()
         self._model.close()
 

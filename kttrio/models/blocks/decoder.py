@@ -188,9 +188,7 @@ class Layer(nn.Module):
         out: Tensor = hidden + self.mixer(self.norm(hidden), step, cache)
         return out
 
-    def feed(
-        self, rows: Activations, *, piece: int, carry: Carry | None = None
-    ) -> Iterator[None]:
+    def feed(self, rows: Activations, *, piece: int, carry: Carry | None = None) -> Iterator[None]:
         """The second half, as `CausalLM.feed`."""
         for part in rows.pieces(piece):
             part.normed.copy_(self.mlp_norm(part.hidden))

@@ -56,7 +56,9 @@ class KeyIndex:
 
 
 def index_keys(batch: Batch) -> KeyIndex:
-    """Cut the batch into groups whose padding stays cheap."""
+    """Cut the batch into groups whose padding stays cheap; a static one is a group of itself."""
+    if batch.is_static:
+        return KeyIndex(batch.kv_index, (_static_group(batch),), None)
     members = list(grouped(_pieces(batch)))
     if len(members) == 1 and batch.num_decodes == len(batch.lengths):
         return KeyIndex(batch.kv_index, (_key_group(batch, members[0], all_rows=True),), None)
@@ -123,6 +125,13 @@ def _key_group(batch: Batch, pieces: list[Piece], *, all_rows: bool) -> KeyGroup
     )
 
 
+def _static_group(batch: Batch) -> KeyGroup:
+    last = batch.positions.unsqueeze(1)
+    keys = table_rows(batch.page_table, last + 1, batch.page_size)
+    mask = torch.arange(keys.shape[1], device=keys.device) <= last
+    return KeyGroup(len(keys), None, keys, mask[:, None, None])
+
+
 def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     """Row in the batch and position in its sequence of each query: both [n, queries].
 
@@ -136,16 +145,20 @@ def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
 
 
 def cache_rows(batch: Batch, pieces: list[Piece]) -> Tensor:
-    """Each piece's keys as rows of the cache, pages laid end to end: [n, keys]. In the place of
-    those it has not stands its sequence's first."""
-    device, page_size = batch.kv_index.device, batch.page_size
+    """Each piece's keys as rows of the cache: [n, keys], as many as the longest has."""
     num_keys = max(piece.keys for piece in pieces)
     sequence, _, position, real = _columns(batch, pieces)
-    num_pages = -(-num_keys // page_size)
-    first_row = batch.page_table[sequence.squeeze(1), :num_pages] * page_size
-    rows = (first_row.unsqueeze(2) + torch.arange(page_size, device=device)).flatten(1)
-    key = torch.arange(num_keys, device=device)
-    return torch.where(key < position + real, rows[:, :num_keys], rows[:, :1])
+    tables = batch.page_table[sequence.squeeze(1), : -(-num_keys // batch.page_size)]
+    return table_rows(tables, position + real, batch.page_size)[:, :num_keys]
+
+
+def table_rows(tables: Tensor, num_keys: Tensor, page_size: int) -> Tensor:
+    """Pages [n, pages] laid end to end as rows of the cache: [n, pages * page_size]. In the place
+    of keys beyond a sequence's own `num_keys` [n, 1] stands its first."""
+    offset = torch.arange(page_size, device=tables.device)
+    rows = (tables.unsqueeze(2) * page_size + offset).flatten(1)
+    key = torch.arange(rows.shape[1], device=tables.device)
+    return torch.where(key < num_keys, rows, rows[:, :1])
 
 
 def _columns(batch: Batch, pieces: list[Piece]) -> list[Tensor]:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from kttrio.layers.batch import Batch
-from kttrio.layers.keys import Piece, cache_rows, grouped, output_order, query_places
+from kttrio.layers.keys import (
+    Piece,
+    cache_rows,
+    grouped,
+    output_order,
+    query_places,
+    table_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class SpanGroup:
     rows: Tensor | None  # [n * queries] of the batch; None: all of them, in order
     keys: Tensor  # [n, keys] rows of the cache; those a sequence has not repeat its first
     positions: Tensor  # [n, queries] of the queries in their sequences
-    latest: int  # the largest position of a first query
+    latest: int  # the largest position of a first query, or as large as it can be
 
     @property
     def size(self) -> int:
@@ -62,7 +69,9 @@ class SpanIndex:
 
 
 def index_spans(batch: Batch) -> SpanIndex:
-    """Group whole sequences whose padding stays cheap."""
+    """Group whole sequences whose padding stays cheap; a static batch is a group of itself."""
+    if batch.is_static:
+        return SpanIndex((_static_group(batch),), None)
     spans = zip(batch.offsets, batch.starts, batch.lengths, strict=False)
     members = list(grouped(Piece(i, *span) for i, span in enumerate(spans)))
     if len(members) == 1 and len(set(batch.lengths)) == 1:
@@ -85,3 +94,10 @@ def _span_group(batch: Batch, pieces: list[Piece], *, all_rows: bool) -> SpanGro
         positions=positions,
         latest=max(piece.position for piece in pieces),
     )
+
+
+def _static_group(batch: Batch) -> SpanGroup:
+    """As if each sequence might see all that its pages could hold."""
+    positions = batch.positions.unsqueeze(1)
+    keys = table_rows(batch.page_table, positions + 1, batch.page_size)
+    return SpanGroup(rows=None, keys=keys, positions=positions, latest=keys.shape[1] - 1)

@@ -50,7 +50,6 @@ class KeyGroup:
 class KeyIndex:
     """Where a step's queries find their keys; built once and used by every attention layer."""
 
-    written: Tensor  # [tokens] rows of the cache that this step fills
     groups: tuple[KeyGroup, ...]
     order: Tensor | None  # [tokens] each token's row in the groups' outputs; None: as it stands
 
@@ -58,12 +57,12 @@ class KeyIndex:
 def index_keys(batch: Batch) -> KeyIndex:
     """Cut the batch into groups whose padding stays cheap; a static one is a group of itself."""
     if batch.is_static:
-        return KeyIndex(batch.kv_index, (_static_group(batch),), None)
+        return KeyIndex((_static_group(batch),), None)
     members = list(grouped(_pieces(batch)))
     if len(members) == 1 and batch.num_decodes == len(batch.lengths):
-        return KeyIndex(batch.kv_index, (_key_group(batch, members[0], all_rows=True),), None)
+        return KeyIndex((_key_group(batch, members[0], all_rows=True),), None)
     groups = tuple(_key_group(batch, pieces, all_rows=False) for pieces in members)
-    return KeyIndex(batch.kv_index, groups, output_order(batch, members))
+    return KeyIndex(groups, output_order(batch, members))
 
 
 def output_order(batch: Batch, members: list[list[Piece]]) -> Tensor:
@@ -115,7 +114,9 @@ def _output_rows(pieces: list[Piece]) -> Iterator[int]:
 
 def _key_group(batch: Batch, pieces: list[Piece], *, all_rows: bool) -> KeyGroup:
     rows, positions = query_places(batch, pieces)
-    keys = cache_rows(batch, pieces)
+    num_keys = max(piece.keys for piece in pieces)
+    tables = tables_of(batch, pieces, num_keys)
+    keys = table_rows(tables, positions[:, -1:] + 1, batch.page_size)[:, :num_keys]
     mask = torch.arange(keys.shape[1], device=keys.device) <= positions.unsqueeze(2)
     return KeyGroup(
         size=len(pieces),
@@ -139,17 +140,19 @@ def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     """
     device = batch.kv_index.device
     queries = torch.arange(max(piece.queries for piece in pieces), device=device)
-    _, row, position, real = _columns(batch, pieces)
+    row, position, real = (
+        torch.tensor(column, device=device).unsqueeze(1)
+        for column in zip(*(piece[1:] for piece in pieces), strict=True)
+    )
     query = torch.minimum(queries, real - 1)
     return row + query, position + query
 
 
-def cache_rows(batch: Batch, pieces: list[Piece]) -> Tensor:
-    """Each piece's keys as rows of the cache: [n, keys], as many as the longest has."""
-    num_keys = max(piece.keys for piece in pieces)
-    sequence, _, position, real = _columns(batch, pieces)
-    tables = batch.page_table[sequence.squeeze(1), : -(-num_keys // batch.page_size)]
-    return table_rows(tables, position + real, batch.page_size)[:, :num_keys]
+def tables_of(batch: Batch, pieces: list[Piece], num_keys: int) -> Tensor:
+    """The pages of each piece's sequence, enough for so many keys: [n, pages]"""
+    device = batch.page_table.device
+    sequences = torch.tensor([piece.sequence for piece in pieces], device=device)
+    return batch.page_table[sequences, : -(-num_keys // batch.page_size)]
 
 
 def table_rows(tables: Tensor, num_keys: Tensor, page_size: int) -> Tensor:
@@ -159,11 +162,3 @@ def table_rows(tables: Tensor, num_keys: Tensor, page_size: int) -> Tensor:
     rows = (tables.unsqueeze(2) * page_size + offset).flatten(1)
     key = torch.arange(rows.shape[1], device=tables.device)
     return torch.where(key < num_keys, rows, rows[:, :1])
-
-
-def _columns(batch: Batch, pieces: list[Piece]) -> list[Tensor]:
-    """The fields of the pieces, each [n, 1]."""
-    device = batch.kv_index.device
-    return [
-        torch.tensor(column, device=device).unsqueeze(1) for column in zip(*pieces, strict=True)
-    ]

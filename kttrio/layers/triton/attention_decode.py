@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kttrio.layers.cache import AttentionCache
 from kttrio.layers.paged import Tables
+from kttrio.layers.triton.products import dot_dtype
 from kttrio.layers.triton.softmax import (
     LOG2_E,
     Partials,
     add_keys,
     begin,
-    dot_dtype,
     joined,
     leave,
     num_splits,

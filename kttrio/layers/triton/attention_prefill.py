@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kttrio.layers.cache import AttentionCache
 from kttrio.layers.paged import Chunks
-from kttrio.layers.triton.softmax import LOG2_E, add_keys, begin, dot_dtype, leave
+from kttrio.layers.triton.products import dot_dtype
+from kttrio.layers.triton.softmax import LOG2_E, add_keys, begin, leave
 from kttrio.layers.triton.tiles import head_width, keys_per_block
 
 _ROWS = 64  # queries times heads of a program

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kttrio.layers.paged import Latents
-from kttrio.layers.triton.softmax import LOG2_E, Partials, add_keys, dot_dtype, num_splits
+from kttrio.layers.triton.products import dot_dtype
+from kttrio.layers.triton.softmax import LOG2_E, Partials, add_keys, num_splits
 from kttrio.layers.triton.tiles import LEAST_ROWS, keys_per_block, padded
 
 

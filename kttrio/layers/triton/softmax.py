@@ -37,12 +37,6 @@ class Partials(NamedTuple):
         )
 
 
-def dot_dtype(x: Tensor) -> tl.dtype:
-    """What to multiply in. Triton's interpreter, which runs kernels on CPU tensors, has no dot of
-    bfloat16."""
-    return tl.bfloat16 if x.is_cuda and x.dtype is torch.bfloat16 else tl.float32
-
-
 def num_splits(num_keys: int, num_programs: int, device: torch.device) -> int:
     """Among how many programs to share the keys of one, where there are `num_programs` to share
     and `num_keys` at most: only from shapes, for a captured step keeps it."""
@@ -94,7 +88,8 @@ def leave(
     column = tl.arange(0, WIDTH)
     inside = kept[:, None] & (column < SIZE)[None, :]
     if NUM_SPLITS == 1:
-        result = (summed / total[:, None]).to(out.dtype.element_ty)
+        # Rows that are not there have seen nothing.
+        result = (summed / tl.where(kept, total, 1.0)[:, None]).to(out.dtype.element_ty)
         tl.store(out + row[:, None] * SIZE + column[None, :], result, mask=inside)
     else:
         part = row * NUM_SPLITS + split

@@ -22,6 +22,7 @@ import kttrio.models as package
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import MoEBlock
 from kttrio.experts.carry import Carry
+from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.layers.step import Step
@@ -123,6 +124,10 @@ class CausalLM(nn.Module, ABC):
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
         """What the first layer takes: [tokens, hidden]."""
+
+    @abstractmethod
+    def new_step(self, batch: Batch) -> Step:
+        """What the layers share of one pass."""
 
     @abstractmethod
     def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
@@ -250,8 +255,8 @@ class Blueprint(Protocol):
         """One entry per layer with routed experts, in order."""
         ...
 
-    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-        """The model, uninitialised."""
+    def build(self, bank: Bank, *, dtype: torch.dtype, backend: Backend = "torch") -> CausalLM:
+        """The model, uninitialised; `backend` computes its attention."""
         ...
 
 

@@ -46,6 +46,8 @@ class LongModel(Protocol):
 
     def embed(self, batch: Batch) -> Tensor: ...
 
+    def new_step(self, batch: Batch) -> Step: ...
+
     def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor: ...
 
     def feed(
@@ -78,9 +80,9 @@ class _Piece:
         self.selections: list[Tensor | None] | None = None
         """What a layer leaves to the next beside the rows."""
 
-    def new_step(self) -> Step:
+    def new_step(self, model: LongModel) -> Step:
         """For one layer: what it shares with the next would be too much to keep for all pieces."""
-        step = Step(self.step.batch)
+        step = model.new_step(self.step.batch)
         step.selections = self.selections
         return step
 
@@ -185,7 +187,7 @@ class Passages:
 
     def _mix(self, layer: int, pieces: Iterable[_Piece]) -> Iterator[None]:
         for piece in pieces:
-            step, hidden = piece.new_step(), piece.rows.hidden
+            step, hidden = piece.new_step(self._model), piece.rows.hidden
             hidden.copy_(self._model.mix(layer, hidden, step, self._caches))
             piece.selections = step.selections
             yield

@@ -86,6 +86,9 @@ class ToyModel:
         positions[batch.token_ids == self.broken] = torch.nan
         return torch.stack([tokens, tokens, positions], dim=1)
 
+    def new_step(self, batch):
+        return Step(batch)
+
     def mix(self, layer, hidden, step, caches):
         return (self._carry, self._gather)[layer](hidden.clone(), step.batch, caches)
 

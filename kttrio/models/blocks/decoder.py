@@ -274,8 +274,10 @@ class Decoder(CausalLM):
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(hidden, weight).float()
+        if self.head is None:
+            return F.linear(hidden, self.embedding.weight).float()
+        out: Tensor = self.head(hidden)
+        return out.float()
 
     def moe_blocks(self) -> Mapping[int, MoEBlock]:
         mlps = enumerate(layer.mlp for layer in self.layers)

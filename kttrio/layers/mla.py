@@ -82,7 +82,7 @@ class MLA(nn.Module):
     def _attend(self, query: Tensor, step: Step, cache: LatentCache) -> Tensor:
         """[tokens, heads, value]"""
         spans, kept = step.spans, cache.kept.flatten(0, 1)
-        layer = LatentAttention(self.shape, self.scale, self.up.weight, step.gather)
+        layer = LatentAttention(self.shape, self.scale, self.up.weight, step.gather, step.kernels)
         outs = [
             layer.attend(group.of(query), group, kept, chosen).flatten(0, 1)
             for group, chosen in zip(spans.groups, self._chosen(step), strict=True)

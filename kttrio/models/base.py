@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import kttrio.models as package
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import MoEBlock
+from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.layers.vision import VisionTower
@@ -187,8 +188,8 @@ class Blueprint(Protocol):
         """One entry per layer with routed experts, in order."""
         ...
 
-    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-        """The model, uninitialised."""
+    def build(self, bank: Bank, *, dtype: torch.dtype, backend: Backend = "torch") -> CausalLM:
+        """The model, uninitialised; `backend` computes its attention."""
         ...
 
 

@@ -20,6 +20,7 @@ from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
+from kttrio.layers.backend import Backend
 from kttrio.models.base import (
     Blueprint,
     CacheShape,
@@ -219,6 +220,7 @@ def load_model(
     experts: ExpertConfig,
     max_step_tokens: int,
     extras: Extras = WHOLE,
+    backend: Backend = "torch",
     progress: Progress | None = None,
 ) -> CausalLM:
     """Check and load a checkpoint, experts included; with drafts also its prediction layer.
@@ -233,7 +235,7 @@ def load_model(
         bank = ExpertBank(experts, dtype=dtype, limits=limits)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
-        model = source.blueprint.build(bank, dtype=dtype)
+        model = source.blueprint.build(bank, dtype=dtype, backend=backend)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

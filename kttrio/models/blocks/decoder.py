@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import Experts, MoEBlock
 from kttrio.experts.routing import Router
+from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache, RecurrentCache
 from kttrio.layers.embedding import Embedding
@@ -148,8 +149,8 @@ class DecoderSpec:
             if experts is not None:
                 yield experts
 
-    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-        return Decoder(self, bank, dtype=dtype)
+    def build(self, bank: Bank, *, dtype: torch.dtype, backend: Backend = "torch") -> CausalLM:
+        return Decoder(self, bank, dtype=dtype, backend=backend)
 
     def _stored(self, number: int) -> str:
         return f"{self.prefix}layers.{number}."
@@ -180,9 +181,11 @@ class Layer(nn.Module):
 
 
 class Decoder(CausalLM):
-    def __init__(self, spec: DecoderSpec, bank: Bank, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: DecoderSpec, bank: Bank, *, dtype: torch.dtype, backend: Backend
+    ) -> None:
         super().__init__(spec.shape, bank)
-        self.spec, self.dtype = spec, dtype
+        self.spec, self.dtype, self.backend = spec, dtype, backend
         self.embedding = Embedding(spec.vocab_size, spec.hidden_size, dtype=dtype)
         experts = iter(bank.layers)
         self.layers = nn.ModuleList(Layer(layer, spec, experts, dtype) for layer in spec.layers)
@@ -198,7 +201,7 @@ class Decoder(CausalLM):
             self.vision = spec.vision.build(dtype)
 
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor:
-        step = Step(batch)
+        step = Step(batch, self.backend)
         hidden = self._embed(batch)
         for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
             hidden = layer(hidden, step, cache)
@@ -219,7 +222,7 @@ class Decoder(CausalLM):
     def draft(self, batch: Batch, hidden: Tensor, caches: list[LayerCache]) -> Tensor:
         if self.mtp is None:
             raise ValueError("this model was loaded without its prediction layer")
-        out: Tensor = self.mtp(self._embed(batch), hidden, Step(batch), caches[-1])
+        out: Tensor = self.mtp(self._embed(batch), hidden, Step(batch, self.backend), caches[-1])
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -9,30 +9,37 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from threading import RLock
 
 from kttrio.device.twin import Books, Call, Finish, TwinDevice, TwinStream, Wait
 
 
 class HostStream(TwinStream):
+    """Handed work by one thread at a time; any other may wait for it."""
+
     def __init__(self, name: str, books: Books, *, is_main: bool) -> None:
         super().__init__(name, books)
         self._is_main = is_main
         self._left: deque[Call] = deque()
         self._num_given = 0
         self._failure: Exception | None = None
-
-    @property
-    def num_done(self) -> int:
-        return self._num_given - len(self._left)
+        self._doing = RLock()
+        self.num_done = 0
 
     def reach(self, place: int) -> None:
         """Do what was handed over before this place; what fails is kept, and the rest done."""
         while self.num_done < place:
-            call = self._left.popleft()
-            try:
-                call()
-            except Exception as error:
-                self._failure = self._failure or error
+            with self._doing:
+                if self.num_done < place:
+                    self._do(self._left.popleft())
+
+    def _do(self, call: Call) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._failure = self._failure or error
+        finally:
+            self.num_done += 1
 
     def drain(self) -> None:
         self.reach(self._num_given)

@@ -117,7 +117,7 @@ class ToyModel:
                 hidden[row, 1] = pages[: int(batch.positions[row]) + 1].sum() % VOCAB
         return hidden
 
-    def feed(self, layer, rows, *, piece):
+    def feed(self, layer, rows, *, piece, carry=None):
         assert rows.hidden.shape == rows.normed.shape == rows.out.shape
         for part in rows.pieces(piece):
             part.hidden[:, 2] += 1

@@ -174,8 +174,9 @@ class Passages:
                 yield from self._model.feed(layer, rows, piece=self._piece, carry=carry)
         results: list[ChunkResult] = []
         for piece in pieces:
+            if results:
+                yield None
             results += self._conclude(piece)
-            yield None
         self._record(chunk)
         yield joined(results)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kttrio.experts.block import Beside
+from kttrio.experts.carry import Carry
 from kttrio.experts.routing import Routing
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats import base as formats
@@ -22,7 +23,13 @@ class TorchExperts:
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
         self.gate, self.up, self.down = gate, up, down
 
-    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        routing: Routing,
+        beside: Beside | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
         out = torch.zeros_like(x) if beside is None else beside().clone()
         for expert in range(len(self.gate)):
             token, place = (routing.ids == expert).nonzero(as_tuple=True)
@@ -32,7 +39,9 @@ class TorchExperts:
             out.index_add_(0, token, inner @ self.down[expert].T * weight[:, None])
         return out
 
-    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
+    def stream(
+        self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
+    ) -> Iterator[None]:
         out.add_(self.forward(x, routing))
         yield
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import kttrio.models as package
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import MoEBlock
+from kttrio.experts.carry import Carry
+from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.layers.step import Step
@@ -124,6 +126,10 @@ class CausalLM(nn.Module, ABC):
         """What the first layer takes: [tokens, hidden]."""
 
     @abstractmethod
+    def new_step(self, batch: Batch) -> Step:
+        """What the layers share of one pass."""
+
+    @abstractmethod
     def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
         """The first half of a layer, where tokens meet; hidden and result [tokens, hidden].
 
@@ -131,8 +137,11 @@ class CausalLM(nn.Module, ABC):
         """
 
     @abstractmethod
-    def feed(self, layer: int, rows: Activations, *, piece: int) -> Iterator[None]:
-        """The second half, of all rows of a long prompt: `rows.hidden` changes in place.
+    def feed(
+        self, layer: int, rows: Activations, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The second half, of all rows of a long prompt: `rows.hidden` changes in place. One carry
+        goes with the prompt through all layers.
 
         What is done row by row takes `piece` rows at a time. Other work may run where it yields.
         """
@@ -246,8 +255,8 @@ class Blueprint(Protocol):
         """One entry per layer with routed experts, in order."""
         ...
 
-    def build(self, bank: Bank, *, dtype: torch.dtype) -> CausalLM:
-        """The model, uninitialised."""
+    def build(self, bank: Bank, *, dtype: torch.dtype, backend: Backend = "torch") -> CausalLM:
+        """The model, uninitialised; `backend` computes its attention."""
         ...
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kttrio.device.base import Event, Stream
+from kttrio.experts.carry import Carry
 from kttrio.experts.recorder import Pass, Recorder
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
@@ -45,9 +46,13 @@ class LongModel(Protocol):
 
     def embed(self, batch: Batch) -> Tensor: ...
 
+    def new_step(self, batch: Batch) -> Step: ...
+
     def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor: ...
 
-    def feed(self, layer: int, rows: Activations, *, piece: int) -> Iterator[None]: ...
+    def feed(
+        self, layer: int, rows: Activations, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]: ...
 
     def finish(self, hidden: Tensor) -> Tensor: ...
 
@@ -75,9 +80,9 @@ class _Piece:
         self.selections: list[Tensor | None] | None = None
         """What a layer leaves to the next beside the rows."""
 
-    def new_step(self) -> Step:
+    def new_step(self, model: LongModel) -> Step:
         """For one layer: what it shares with the next would be too much to keep for all pieces."""
-        step = Step(self.step.batch)
+        step = model.new_step(self.step.batch)
         step.selections = self.selections
         return step
 
@@ -163,10 +168,10 @@ class Passages:
             )
         ]
         yield from self._embed(pieces)
-        for layer in range(self._model.num_layers):
-            yield from self._mix(layer, pieces)
-            for _ in self._model.feed(layer, rows, piece=self._piece):
-                yield None
+        with Carry() as carry:
+            for layer in range(self._model.num_layers):
+                yield from self._mix(layer, pieces)
+                yield from self._model.feed(layer, rows, piece=self._piece, carry=carry)
         results: list[ChunkResult] = []
         for piece in pieces:
             if results:
@@ -183,7 +188,7 @@ class Passages:
 
     def _mix(self, layer: int, pieces: Iterable[_Piece]) -> Iterator[None]:
         for piece in pieces:
-            step, hidden = piece.new_step(), piece.rows.hidden
+            step, hidden = piece.new_step(self._model), piece.rows.hidden
             hidden.copy_(self._model.mix(layer, hidden, step, self._caches))
             piece.selections = step.selections
             yield

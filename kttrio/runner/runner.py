@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kttrio.device.base import Stream
 from kttrio.experts.recorder import Recorder
+from kttrio.experts.update import Updater
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
@@ -26,6 +27,7 @@ from kttrio.runner.images import Eyes, Tower
 from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
 from kttrio.runner.tensors import StepBuilder, StepTensors
+from kttrio.runner.update import count_tokens
 
 
 class StepModel(LongModel, Protocol):
@@ -55,6 +57,7 @@ class Runner:
         tower: Tower | None = None,
         recorder: Recorder | None = None,
         main: Stream | None = None,
+        updater: Updater | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         """`main`: the device's main stream, where it may lag behind."""
@@ -62,6 +65,8 @@ class Runner:
         """What was decided when it was built, for people to read: plain values."""
         self.recorder = recorder
         """Of the model's experts; None: nothing can be recorded."""
+        self.updater = updater
+        """Of the experts on the device; None: they stay there."""
         self._model = model
         self._caches = caches
         self._capacity = capacity
@@ -96,12 +101,17 @@ class Runner:
         with torch.inference_mode():
             results = self._compute(plan) if plan.chunks else ()
             long = self._pass_on(plan, seconds=time.perf_counter() - begun)
+            is_between_layers = plan.long is not None and long is None
+            if self.updater is not None and not is_between_layers:
+                self.updater.between_steps(count_tokens(plan))
         return StepResult(results, time.perf_counter() - begun, long)
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
         if self._passages is not None:
             self._passages.drop()
+        if self.updater is not None:
+            self.updater.close()
         self._caches.clear()
         self._model.close()
 

@@ -10,7 +10,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RecordingConfig
+from kttrio.config import (
+    ConfigError,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    RecordingConfig,
+    RunnerConfig,
+)
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.recording import read_counts
 from kttrio.plan import Chunk, StepPlan
@@ -36,10 +43,12 @@ def settings(mode: str | None = "stat", size: int | None = None, directory: Path
 
 def build(name: str, recording: RecordingConfig | None, **engine):
     return build_runner(
-        ModelConfig(model=FIXTURES / name, dtype="float32"),
-        ExpertConfig(kt_cpuinfer=2),
-        EngineConfig(**{**ENGINE, **engine}),
-        recording=recording,
+        RunnerConfig(
+            ModelConfig(model=FIXTURES / name, dtype="float32"),
+            ExpertConfig(kt_cpuinfer=2),
+            EngineConfig(**{**ENGINE, **engine}),
+            recording=recording,
+        )
     )
 
 
@@ -64,9 +73,9 @@ def tally(model) -> torch.Tensor:
     counts = torch.zeros(len(model.bank.layers), model.num_experts, dtype=torch.int64)
     for experts, row in zip(model.bank.layers, counts, strict=True):
 
-        def forward(x, routing, beside=None, *, compute=experts.forward, row=row):
+        def forward(x, routing, *others, compute=experts.forward, row=row):
             row += torch.bincount(routing.ids.flatten(), minlength=len(row))
-            return compute(x, routing, beside)
+            return compute(x, routing, *others)
 
         experts.forward = forward
     return counts

@@ -86,6 +86,9 @@ class ToyModel:
         positions[batch.token_ids == self.broken] = torch.nan
         return torch.stack([tokens, tokens, positions], dim=1)
 
+    def new_step(self, batch):
+        return Step(batch)
+
     def mix(self, layer, hidden, step, caches):
         return (self._carry, self._gather)[layer](hidden.clone(), step.batch, caches)
 
@@ -114,7 +117,7 @@ class ToyModel:
                 hidden[row, 1] = pages[: int(batch.positions[row]) + 1].sum() % VOCAB
         return hidden
 
-    def feed(self, layer, rows, *, piece):
+    def feed(self, layer, rows, *, piece, carry=None):
         assert rows.hidden.shape == rows.normed.shape == rows.out.shape
         for part in rows.pieces(piece):
             part.hidden[:, 2] += 1

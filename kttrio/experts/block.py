@@ -88,22 +88,21 @@ class MoEBlock(nn.Module):
         return self.experts.forward(x, routing, beside, carry)
 
     def stream(
-        self, x: Tensor, *, piece: int, carry: Carry | None = None
-    ) -> Iterator[Tensor | None]:
-        """The same for a long prompt, `piece` tokens at a time where experts have no part in it.
-        Yields None wherever other work may run, and the result in the end."""
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        self, x: Tensor, out: Tensor, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The same for a long prompt, `piece` tokens at a time where routed experts have no part
+        in it; x and `out` [tokens, hidden], `out` float32. Yields wherever other work may run."""
         routings = []
         for rows, part in zip(torch.split(out, piece), torch.split(x, piece), strict=True):
             scores = F.linear(part.float(), self.gates)
             routings.append(self._route(scores))
-            if self.shared is not None:
+            if self.shared is None:
+                rows.zero_()
+            else:
                 rows.copy_(self._shared(self.shared, part, scores))
-            yield None
+            yield
         ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
-        for _ in self.experts.stream(x, Routing(ids, weights), out, carry):
-            yield None
-        yield out.to(x.dtype)
+        yield from self.experts.stream(x, Routing(ids, weights), out, carry)
 
     def _route(self, scores: Tensor) -> Routing:
         routing = self.router.route(scores[:, : self.router.num_experts], self.bias)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RecordingConfig
+from kttrio.config import (
+    ConfigError,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    RecordingConfig,
+    RunnerConfig,
+)
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.recording import read_counts
 from kttrio.request import GenerateRequest, SamplingParams
@@ -32,10 +39,12 @@ def settings(mode: str | None = "stat", size: int | None = None, directory: Path
 
 def build(name: str, recording: RecordingConfig | None, **engine):
     return build_runner(
-        ModelConfig(model=FIXTURES / name, dtype="float32"),
-        ExpertConfig(kt_cpuinfer=2),
-        EngineConfig(**{**ENGINE, **engine}),
-        recording=recording,
+        RunnerConfig(
+            ModelConfig(model=FIXTURES / name, dtype="float32"),
+            ExpertConfig(kt_cpuinfer=2),
+            EngineConfig(**{**ENGINE, **engine}),
+            recording=recording,
+        )
     )
 
 

@@ -255,7 +255,8 @@ def load_model(
         bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
-        model = source.blueprint.build(bank, dtype=dtype, backend=backend)
+        with torch.device("cpu" if division is None else division.device.where):
+            model = source.blueprint.build(bank, dtype=dtype, backend=backend)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

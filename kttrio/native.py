@@ -273,6 +273,10 @@ class _Owner:
             raise NativeError(f"the {self._kind} is closed")
         return self._handle
 
+    @property
+    def is_open(self) -> bool:
+        return bool(self._handle)
+
     def close(self) -> None:
         """Give it back. Twice is fine."""
         handle, self._handle = self._handle, c_void_p()
@@ -603,6 +607,10 @@ class Job(_Owner):
     def wait(self) -> None:
         """Block until it has run; raises what went wrong since the last wait."""
         _call("ktt_job_wait", self.handle)
+
+    def join(self) -> None:
+        """Block until it has run; what went wrong is kept for the next `wait`."""
+        _library().ktt_job_wait_on_stream(self.handle)
 
 
 def _flag_address(name: str, flag: Tensor | None) -> int | None:

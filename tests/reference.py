@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kttrio.experts.routing import Routing
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats import base as formats
 from kttrio.weights.loader import ExpertWeights
@@ -20,8 +19,8 @@ class TorchExperts:
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
         self.gate, self.up, self.down = gate, up, down
 
-    def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        out = torch.zeros_like(x)
+    def forward(self, x, routing, beside=None, carry=None) -> Tensor:
+        out = torch.zeros_like(x) if beside is None else beside()
         for expert in range(len(self.gate)):
             token, place = (routing.ids == expert).nonzero(as_tuple=True)
             rows = x[token]

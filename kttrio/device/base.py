@@ -83,6 +83,11 @@ class Device(Protocol):
         """The stream on which plain tensor operations run."""
         ...
 
+    @property
+    def is_capturing(self) -> bool:
+        """Within `capture`: nothing may wait for the device or look at a value."""
+        ...
+
     def open_stream(self, name: str) -> Stream:
         """Another stream; the name is for people and tests."""
         ...

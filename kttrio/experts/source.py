@@ -8,12 +8,13 @@ that the experts are quantised at every start.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
+from torch import Tensor
 
 from kttrio import native
 from kttrio.config import ConfigError
@@ -29,6 +30,17 @@ from kttrio.weights.quantize import Quantised, quantise_all
 log = logging.getLogger(__name__)
 
 
+class _Named(TypedDict):
+    """As the native library calls an expert's tensors."""
+
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    gate_scale: Tensor | None
+    up_scale: Tensor | None
+    down_scale: Tensor | None
+
+
 class Matrices(NamedTuple):
     """One expert, in the format its layer is held in."""
 
@@ -36,16 +48,32 @@ class Matrices(NamedTuple):
     up: Packed
     down: Packed
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Matrices:
+        """The same of what `change` makes of each tensor."""
+        return Matrices(*(packed.map(change) for packed in self))
+
+    def copy_(self, source: Matrices) -> None:
+        """Take over another expert of the same format, bit for bit."""
+        for matrix, other in zip(self, source, strict=True):
+            matrix.copy_(other)
+
     def pack_into(self, layer: native.ExpertLayer, expert: int) -> None:
-        layer.set_expert(
-            expert,
-            gate=self.gate.data,
-            up=self.up.data,
-            down=self.down.data,
-            gate_scale=self.gate.scale,
-            up_scale=self.up.scale,
-            down_scale=self.down.scale,
-        )
+        """Let the layer copy this expert in."""
+        layer.set_expert(expert, **self._named())
+
+    def unpack_from(self, layer: native.ExpertLayer, expert: int) -> None:
+        """Take over an expert that the layer holds, bit for bit as it was packed."""
+        layer.get_expert(expert, **self._named())
+
+    def _named(self) -> _Named:
+        return {
+            "gate": self.gate.data,
+            "up": self.up.data,
+            "down": self.down.data,
+            "gate_scale": self.gate.scale,
+            "up_scale": self.up.scale,
+            "down_scale": self.down.scale,
+        }
 
 
 class ExpertSource(Protocol):

@@ -16,6 +16,7 @@ import torch
 
 from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.bank import ExpertBank, ExpertLimits, Unloaded
+from kttrio.experts.division import Division
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
@@ -220,19 +221,21 @@ def load_model(
     experts: ExpertConfig,
     max_step_tokens: int,
     extras: Extras = WHOLE,
+    division: Division | None = None,
     backend: Backend = "torch",
     progress: Progress | None = None,
 ) -> CausalLM:
     """Check and load a checkpoint, experts included; with drafts also its prediction layer.
 
-    `dtype` float32 or bfloat16 is that of everything but the experts. `progress` hears of bytes
-    read. Raises CheckpointError before anything is read, ConfigError for flags that cannot work.
+    `dtype` float32 or bfloat16 is that of everything but the experts, which live on the host unless
+    there is a division. `backend` computes attention; `progress` hears of bytes read. Raises
+    CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
     with _opened(directory, experts, dtype, extras) as source, ExitStack() as undo:
         warn_of_another_source(source.experts, source.dense, source.expert_maps)
         _tell_left_out(source)
         limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
-        bank = ExpertBank(experts, dtype=dtype, limits=limits)
+        bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
         model = source.blueprint.build(bank, dtype=dtype, backend=backend)

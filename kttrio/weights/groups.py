@@ -37,6 +37,12 @@ def scale_bytes(shape: tuple[int, ...], group: int) -> int:
     return torch.bfloat16.itemsize * rows * num_groups(columns, group)
 
 
+def empty(shape: tuple[int, ...], group: int, device: torch.device) -> Tensor:
+    """Room for a matrix's scales."""
+    rows, columns = shape
+    return torch.empty(rows, num_groups(columns, group), dtype=torch.bfloat16, device=device)
+
+
 def check(checkpoint: Checkpoint, name: str, *, per_byte: int) -> None:
     """Raise CheckpointError unless the stored matrix has a scale for each group.
 

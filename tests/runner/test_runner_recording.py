@@ -58,9 +58,9 @@ def tally(model) -> torch.Tensor:
     counts = torch.zeros(len(model.bank.layers), model.num_experts, dtype=torch.int64)
     for experts, row in zip(model.bank.layers, counts, strict=True):
 
-        def forward(x, routing, beside=None, *, compute=experts.forward, row=row):
+        def forward(x, routing, *others, compute=experts.forward, row=row):
             row += torch.bincount(routing.ids.flatten(), minlength=len(row))
-            return compute(x, routing, beside)
+            return compute(x, routing, *others)
 
         experts.forward = forward
     return counts

@@ -66,6 +66,10 @@ def test_what_is_quantised_is_recognised_checked_and_loaded(stored, form, shape)
         again = form.dequantize(form.load(checkpoint, "w"), torch.bfloat16)
         assert again.dtype is torch.bfloat16
         assert torch.equal(again, form.dequantize(packed, torch.bfloat16))
+        empty = form.empty(shape, group, torch.device("cpu"))
+        for room, tensor in zip(empty, packed, strict=True):
+            assert (room is None) == (tensor is None)
+            assert room is None or (room.shape, room.dtype) == (tensor.shape, tensor.dtype)
         assert (again.float() - weight).norm() < 0.12 * weight.norm()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import Experts, MoEBlock
+from kttrio.experts.carry import Carry
 from kttrio.experts.routing import Router
 from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
@@ -174,10 +175,14 @@ class Layer(nn.Module):
         has_experts = layer.mlp.experts("") is not None
         self.mlp = layer.mlp.build(dtype, next(experts) if has_experts else None)
 
-    def forward(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+    def forward(
+        self, hidden: Tensor, step: Step, cache: LayerCache, carry: Carry | None = None
+    ) -> Tensor:
+        """hidden and result [tokens, hidden]; see `MoEBlock.forward` for the carry."""
         hidden = hidden + self.mixer(self.norm(hidden), step, cache)
-        out: Tensor = hidden + self.mlp(self.mlp_norm(hidden))
-        return out
+        x = self.mlp_norm(hidden)
+        out: Tensor = self.mlp(x, carry) if isinstance(self.mlp, MoEBlock) else self.mlp(x)
+        return hidden + out
 
 
 class Decoder(CausalLM):
@@ -203,8 +208,9 @@ class Decoder(CausalLM):
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor:
         step = Step(batch, self.backend)
         hidden = self._embed(batch)
-        for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
-            hidden = layer(hidden, step, cache)
+        with Carry() as carry:
+            for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
+                hidden = layer(hidden, step, cache, carry)
         out: Tensor = self.norm(hidden)
         return out
 

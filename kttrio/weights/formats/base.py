@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -22,6 +23,31 @@ class Packed(NamedTuple):
     data: Tensor  # [out, in]; int4 holds two to a byte: [out, in / 2]
     scale: Tensor | None = None  # as the format says
 
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Packed:
+        """The same of what `change` makes of each tensor."""
+        return Packed(change(self.data), None if self.scale is None else change(self.scale))
+
+    def copy_(self, source: Packed) -> None:
+        """Take over another one's bits; like tensors' own, it does not wait for a device where
+        the memory of the other is pinned."""
+        self.data.copy_(source.data, non_blocking=True)
+        if self.scale is not None and source.scale is not None:
+            self.scale.copy_(source.scale, non_blocking=True)
+
+
+def is_finite(packed: Packed) -> bool:
+    """Whether a matrix with scales means numbers: plain weights are taken as they are."""
+    data, scale = packed
+    if scale is None:
+        return True
+    if data.dtype is torch.float8_e4m3fn and (data.view(torch.uint8) & 0x7F == 0x7F).any():
+        return False
+    return bool(scale.isfinite().all())
+
 
 class Format(Protocol):
     """A module of this folder."""
@@ -41,6 +67,10 @@ class Format(Protocol):
 
     def nbytes(self, shape: tuple[int, ...], group: int) -> int:
         """Memory of one matrix."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], group: int, device: torch.device) -> Packed:
+        """A matrix in this format, uninitialised; `group` is one of GROUPS."""
         ...
 
     def check(self, checkpoint: Checkpoint, name: str) -> None:

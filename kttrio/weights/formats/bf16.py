@@ -25,6 +25,10 @@ def nbytes(shape: tuple[int, ...], _group: int) -> int:
     return torch.bfloat16.itemsize * torch.Size(shape).numel()
 
 
+def empty(shape: tuple[int, ...], _group: int, device: torch.device) -> Packed:
+    return Packed(torch.empty(shape, dtype=torch.bfloat16, device=device))
+
+
 def check(checkpoint: Checkpoint, name: str) -> None:
     entry = checkpoint.entry(name)
     if entry.dtype not in FLOATS:

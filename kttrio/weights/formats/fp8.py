@@ -39,6 +39,11 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return -(-rows // BLOCK), -(-columns // BLOCK)
 
 
+def empty(shape: tuple[int, ...], _group: int, device: torch.device) -> Packed:
+    data = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+    return Packed(data, torch.empty(scale_shape(shape), device=device))
+
+
 def check(checkpoint: Checkpoint, name: str) -> None:
     entry, scale = checkpoint.entry(name), checkpoint.entry(name + COMPANION)
     if entry.dtype is not torch.float8_e4m3fn:

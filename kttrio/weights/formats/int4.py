@@ -37,6 +37,11 @@ def nbytes(shape: tuple[int, ...], group: int) -> int:
     return torch.Size(stored_shape(shape)).numel() + groups.scale_bytes(shape, group)
 
 
+def empty(shape: tuple[int, ...], group: int, device: torch.device) -> Packed:
+    data = torch.empty(stored_shape(shape), dtype=torch.uint8, device=device)
+    return Packed(data, groups.empty(shape, group, device))
+
+
 def check(checkpoint: Checkpoint, name: str) -> None:
     groups.check(checkpoint, name, per_byte=PER_BYTE)
 

@@ -30,6 +30,11 @@ def nbytes(shape: tuple[int, ...], group: int) -> int:
     return torch.Size(shape).numel() + groups.scale_bytes(shape, group)
 
 
+def empty(shape: tuple[int, ...], group: int, device: torch.device) -> Packed:
+    data = torch.empty(stored_shape(shape), dtype=torch.int8, device=device)
+    return Packed(data, groups.empty(shape, group, device))
+
+
 def check(checkpoint: Checkpoint, name: str) -> None:
     groups.check(checkpoint, name, per_byte=PER_BYTE)
 

@@ -8,12 +8,11 @@ three of tf32 each, which is as exact.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kttrio.layers.delta_rule import Heads
 from kttrio.layers.runs import CHUNK, Lanes
 
 _CHUNK = tl.constexpr(CHUNK)
@@ -21,20 +20,8 @@ _SEGMENT = 16  # chunks that are solved before the state passes them: bounds the
 _VALUES = 32  # columns of the state that a program holds
 
 
-class Heads(NamedTuple):
-    """Tokens as the recurrence takes them, float32."""
-
-    query: Tensor  # [n, length, heads, key_dim]
-    key: Tensor  # [n, length, heads, key_dim]
-    value: Tensor  # [n, length, heads, value_dim]
-    decay: Tensor  # [n, length, heads], its logarithm
-    beta: Tensor  # [n, length, heads]
-
-
-def delta_decode(heads: Heads, states: Tensor, lanes: Lanes) -> Tensor:
-    """A few tokens of each lane, from its slot of `states` [slots, heads, key_dim, value_dim]:
-    their outputs [n, length, heads, value_dim]. The slot takes in the first token only; those
-    behind it are drafts."""
+def decode(heads: Heads, states: Tensor, lanes: Lanes) -> Tensor:
+    """As `Recurrence.decode`."""
     heads = Heads(*(x.contiguous() for x in heads))
     lanes_, length, num_heads, key_dim = heads.key.shape
     value_dim = heads.value.shape[-1]
@@ -52,9 +39,8 @@ def delta_decode(heads: Heads, states: Tensor, lanes: Lanes) -> Tensor:
     return out
 
 
-def delta_chunks(heads: Heads, state: Tensor) -> tuple[Tensor, Tensor]:
-    """As `layers.deltanet.delta_chunks`, for any length; `state` [n, heads, key_dim, value_dim]
-    becomes the new one."""
+def chunks(heads: Heads, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As `Recurrence.chunks`, for any length; `state` becomes the new one."""
     heads = Heads(*(x.contiguous() for x in heads))
     out = heads.value.new_empty(heads.value.shape)
     num_chunks = triton.cdiv(heads.key.shape[1], CHUNK)

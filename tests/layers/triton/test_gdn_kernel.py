@@ -6,10 +6,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
 
-from kttrio.layers.deltanet import delta_tokens
+from kttrio.layers.delta_rule import Heads, delta_tokens
 from kttrio.layers.runs import Lanes
 from kttrio.layers.triton import gdn
-from kttrio.layers.triton.gdn import Heads
 from tests.layers.triton.where import DEVICE, needs_gpu
 
 
@@ -44,7 +43,7 @@ class TestDecode:
             states[slots[fresh]] = torch.nan
             begun[fresh] = 0
         moved, given = states.to(DEVICE), None if fresh is None else fresh.to(DEVICE)
-        out = gdn.delta_decode(on_device(heads), moved, Lanes(slots.to(DEVICE), given))
+        out = gdn.decode(on_device(heads), moved, Lanes(slots.to(DEVICE), given))
         first = Heads(*(x[:, :1] for x in heads))
         _, remembered = expected(first, begun.clone())
         outs, _ = expected(heads, begun)
@@ -68,7 +67,7 @@ class TestChunks:
     def check(self, lanes, length, sizes, *, strongest_decay=2.0, tolerance=1e-4):
         heads, state = inputs(lanes, length, sizes, strongest_decay=strongest_decay)
         outs, after = expected(heads, state.clone())
-        out, new_state = gdn.delta_chunks(on_device(heads), state.to(DEVICE))
+        out, new_state = gdn.chunks(on_device(heads), state.to(DEVICE))
         torch.testing.assert_close(out.cpu(), outs, rtol=tolerance, atol=tolerance / 10)
         torch.testing.assert_close(new_state.cpu(), after, rtol=tolerance, atol=tolerance / 10)
 
@@ -89,7 +88,7 @@ class TestChunks:
         heads.key[:] = heads.key[:, :1]
         heads.beta[:] = 1
         outs, _ = expected(heads, state.clone())
-        out, _ = gdn.delta_chunks(on_device(heads), state.to(DEVICE))
+        out, _ = gdn.chunks(on_device(heads), state.to(DEVICE))
         torch.testing.assert_close(out.cpu(), outs, rtol=1e-4, atol=1e-5)
 
     def test_padding_leaves_the_state_alone(self):
@@ -97,7 +96,7 @@ class TestChunks:
         heads.key[:, 40:], heads.decay[:, 40:] = 0, 0
         short = Heads(*(x[:, :40] for x in heads))
         outs, after = expected(short, state.clone())
-        out, new_state = gdn.delta_chunks(on_device(heads), state.to(DEVICE))
+        out, new_state = gdn.chunks(on_device(heads), state.to(DEVICE))
         torch.testing.assert_close(out.cpu()[:, :40], outs, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(new_state.cpu(), after, rtol=1e-4, atol=1e-5)
 

@@ -310,8 +310,9 @@ def _scratch_bytes(needs: Needs) -> int:
     rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
     logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * torch.bool.itemsize
-    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
+    gathered = estimate.cache_shape.bytes_gathered
+    masks = engine.chunked_prefill_size * context * torch.bool.itemsize if gathered else 0
+    keys = min(slots * context, max(MAX_KEYS, context)) * gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
 

@@ -237,9 +237,9 @@ def test_what_is_dropped_is_closed():
     closed = []
 
     class Streaming(ToyModel):
-        def feed(self, layer, rows, *, piece):
+        def feed(self, layer, rows, *, piece, carry=None):
             try:
-                yield from super().feed(layer, rows, piece=piece)
+                yield from super().feed(layer, rows, piece=piece, carry=carry)
             except GeneratorExit:
                 closed.append(layer)
                 raise

@@ -245,8 +245,8 @@ def load_model(
     """Check and load a checkpoint, experts included; with drafts also its prediction layer.
 
     `dtype` float32 or bfloat16 is that of everything but the experts, which live on the host unless
-    there is a division. `progress` hears of bytes read. Raises CheckpointError before anything is
-    read, ConfigError for flags that cannot work.
+    there is a division. `backend` computes attention; `progress` hears of bytes read. Raises
+    CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
     with _opened(directory, experts, dtype, extras) as source, ExitStack() as undo:
         warn_of_another_source(source.experts, source.dense, source.expert_maps)
@@ -255,7 +255,8 @@ def load_model(
         bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
-        model = source.blueprint.build(bank, dtype=dtype, backend=backend)
+        with torch.device("cpu" if division is None else division.device.where):
+            model = source.blueprint.build(bank, dtype=dtype, backend=backend)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

@@ -65,6 +65,7 @@ class MemoryPlan:
     num_device_experts: int = 0
     """Over all layers."""
     num_ring_slots: int = 0
+    num_spare_slots: int = 0
     long_tokens: int = 0
     max_long_tokens: int = 0
 
@@ -165,8 +166,8 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
     resident = portion.num_experts
     if resident is None:
         resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
-    if portion.num_ring_slots and resident == needs.estimate.grid.total:
-        return divide_memory(replace(needs, portion=portion.without_ring()), machine)
+    if portion != portion.alone() and resident == needs.estimate.grid.total:
+        return divide_memory(replace(needs, portion=portion.alone()), machine)
     return MemoryPlan(
         rows=(*_expert_rows(needs, resident, where), *others),
         memories=memories,
@@ -177,6 +178,7 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
         max_step_tokens=engine.chunked_prefill_size,
         num_device_experts=resident,
         num_ring_slots=portion.num_ring_slots,
+        num_spare_slots=portion.num_spare_slots,
         long_tokens=portion.long_tokens,
         max_long_tokens=portion.max_long_tokens,
     )
@@ -213,7 +215,7 @@ def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
 
 
 def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
-    """The routed experts, on both portion: those of the device have no copy on the host."""
+    """The routed experts, on both sides: those of the device have no copy on the host."""
     estimate, portion = needs.estimate, needs.portion
     smallest = min(estimate.slot_bytes, default=0)
     yield MemoryRow("experts", "cpu", estimate.expert_bytes - num_resident * smallest)
@@ -259,7 +261,7 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
-    """How many fit on the device beside all other rows. Where both portion share one memory, an
+    """How many fit on the device beside all other rows. Where both sides share one memory, an
     expert takes as much on either: all do."""
     grid, device = needs.estimate.grid, memories[-1]
     if len(memories) == 1:
@@ -316,8 +318,9 @@ def _scratch_bytes(needs: Needs) -> int:
     rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
     logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * torch.bool.itemsize
-    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
+    gathered = estimate.cache_shape.bytes_gathered
+    masks = engine.chunked_prefill_size * context * torch.bool.itemsize if gathered else 0
+    keys = min(slots * context, max(MAX_KEYS, context)) * gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kttrio.config import ConfigError, RunnerConfig
+from kttrio.layers.backend import Backend
 from kttrio.models import loading
 from kttrio.runner.device import Machine
 from kttrio.runner.fitting import choose_dtype, fit_pool, note_device
@@ -25,7 +25,7 @@ from kttrio.runner.memory import (
     plan_memory,
 )
 from kttrio.runner.notes import note_plan
-from kttrio.runner.portion import choose_mask, note_portion, read_portion
+from kttrio.runner.portion import note_portion, read_portion
 from kttrio.runner.recording import recorder_settings
 from kttrio.runner.refusal import Variant, explain
 from kttrio.weights.checkpoint import read_json
@@ -54,13 +54,14 @@ class Start:
         return self.config.model.model or Path()
 
     @property
+    def backend(self) -> Backend:
+        """Who computes attention: on a GPU Triton, unless the flag says otherwise."""
+        wants_torch = self.config.device.attention_backend == "torch"
+        return "triton" if self.machine.kind == "cuda" and not wants_torch else "torch"
+
+    @property
     def estimate(self) -> loading.Estimate:
         return self.needs.estimate
-
-    def mask(self) -> Tensor:
-        """Who starts on the device: [layers with experts, experts] bool. Reads the recording that
-        decides it; ConfigError where it cannot."""
-        return choose_mask(self.config.placement, self.estimate.grid, self.plan.num_device_experts)
 
 
 def plan_start(config: RunnerConfig, machine: Machine) -> Start:

@@ -15,10 +15,14 @@ from torch import Tensor
 from kttrio import native
 from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.block import Beside, Experts
+from kttrio.experts.carry import Carry
+from kttrio.experts.division import Division
 from kttrio.experts.formats import Activation, ExpertPlan
+from kttrio.experts.handoff import HandoffShape
 from kttrio.experts.host import HostExperts
 from kttrio.experts.routing import Routing
-from kttrio.experts.source import ExpertSource
+from kttrio.experts.sides import Sides
+from kttrio.experts.source import ExpertSource, Matrices
 from kttrio.weights.loader import Countdown, ExpertWeights
 from kttrio.weights.quantize import Target
 
@@ -62,21 +66,46 @@ def open_pool(config: ExpertConfig) -> native.Pool:
 
 
 class ExpertBank:
-    """Owns the pool and every layer's experts until `close`."""
+    """Owns the pool and every layer's experts until `close`.
 
-    def __init__(self, config: ExpertConfig, *, dtype: torch.dtype, limits: ExpertLimits) -> None:
+    Without a division all of them are on the host. With one, those that begin on the device go
+    from the checkpoint straight into their slots: no expert is in memory twice.
+    """
+
+    def __init__(
+        self,
+        config: ExpertConfig,
+        *,
+        dtype: torch.dtype,
+        limits: ExpertLimits,
+        division: Division | None = None,
+    ) -> None:
         self._dtype = torch.float32 if dtype is torch.float32 else torch.bfloat16
-        self._limits = limits
+        self._limits, self._division = limits, division
         self._pool = open_pool(config)
-        self._layers: list[HostExperts] = []
+        self._layers: list[Experts] = []
+        self.host_layers: list[native.ExpertLayer] = []
+        """What the library holds of each layer."""
+        self.sides: Sides | None = None
+        """Slots, tables and buffers of the division, once it is loaded."""
 
     @property
-    def layers(self) -> Sequence[HostExperts]:
+    def layers(self) -> Sequence[Experts]:
         return self._layers
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self._layers)
+        """Of the experts on both sides; free slots count, as they are taken."""
+        return self.host_bytes + self.device_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        return sum(layer.nbytes for layer in self.host_layers)
+
+    @property
+    def device_bytes(self) -> int:
+        slots = None if self.sides is None else self.sides.slots
+        return 0 if slots is None else slots.nbytes
 
     @property
     def isa(self) -> str:
@@ -93,16 +122,43 @@ class ExpertBank:
         source: ExpertSource,
         countdown: Countdown,
     ) -> None:
-        """Take in the experts of all layers, in order."""
+        """Take in the experts of all layers, in order.
+
+        ConfigError for a division that the layers' formats do not allow.
+        """
+        if self._division is not None:
+            handoff = self._handoff_shape(self._division, maps)
+            threads = self._pool.num_threads
+            self.sides = Sides(self._division, plan, maps, handoff, pool_threads=threads)
         for index, weights in enumerate(maps):
             layer = self._new_layer(weights, plan.held[index], plan.activations[index])
-            self._layers.append(HostExperts(layer, dtype=self._dtype))
+            self.host_layers.append(layer)
             for expert, matrices in enumerate(source.experts(index, countdown)):
                 try:
-                    matrices.pack_into(layer, expert)
-                except native.NativeError as error:
+                    self._take(index, expert, matrices)
+                except (native.NativeError, ValueError) as error:
                     gate = weights.gate.format(expert)  # tells the layer, too
                     raise native.NativeError(f"the expert of {gate!r}: {error}") from error
+            self._layers.append(self._join(index, layer))
+        if self.sides is not None:
+            self.sides.measure(self.host_layers, self._dtype)
+
+    def _take(self, index: int, expert: int, matrices: Matrices) -> None:
+        if self.sides is None or not self.sides.take(index, expert, matrices):
+            matrices.pack_into(self.host_layers[index], expert)
+
+    def _join(self, index: int, layer: native.ExpertLayer) -> Experts:
+        if self.sides is None:
+            return HostExperts(layer, dtype=self._dtype)
+        return self.sides.join(index, layer)
+
+    def _handoff_shape(self, division: Division, maps: Sequence[ExpertWeights]) -> HandoffShape:
+        return HandoffShape(
+            *self._limits,
+            hidden_size=maps[0].hidden_size,
+            dtype=self._dtype,
+            defers=division.max_deferred > 0,
+        )
 
     def _new_layer(
         self, weights: ExpertWeights, held: Target, activation: Activation
@@ -121,9 +177,13 @@ class ExpertBank:
 
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
-        for layer in self._layers:
-            layer.close()
         self._layers.clear()
+        if self.sides is not None:
+            self.sides.close()
+        for layer in self.host_layers:
+            layer.close()
+        self.host_layers.clear()
+        self.sides = None
         self._pool.close()
 
 
@@ -135,10 +195,18 @@ class Unloaded:
     def __init__(self, num_layers: int) -> None:
         self.layers = [self] * num_layers
 
-    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        routing: Routing,
+        beside: Beside | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
         raise RuntimeError("this model was built to be measured, not to run")
 
-    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
+    def stream(
+        self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
+    ) -> Iterator[None]:
         raise RuntimeError("this model was built to be measured, not to run")
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kttrio.experts.carry import Carry
 from kttrio.experts.routing import Router, Routing
 from kttrio.layers.mlp import GatedMLP
 
@@ -30,14 +31,24 @@ Beside = Callable[[], Tensor]
 class Experts(Protocol):
     """The routed experts of one layer."""
 
-    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        routing: Routing,
+        beside: Beside | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
         """Sum of the routed experts' outputs, weighted, and of what `beside` gives, which is asked
-        while other hands work where that is possible; x and result [tokens, hidden]."""
+        while other hands work where that is possible; x and result [tokens, hidden].
+
+        With a carry also what the layer before owes is added, and experts may be deferred."""
         ...
 
-    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
-        """The same for a whole long prompt, added to `out` [tokens, hidden]: each expert passes
-        once, whatever the number of tokens. Other work may run wherever it yields."""
+    def stream(
+        self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The same for a whole long prompt, added to `out` [tokens, hidden] float32: each expert
+        passes once, whatever the number of tokens. Other work may run wherever it yields."""
         ...
 
 
@@ -69,28 +80,29 @@ class MoEBlock(nn.Module):
         if shared != "none":
             self.shared = GatedMLP(hidden_size, shared_size, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """[tokens, hidden]; without a carry nothing is deferred."""
         scores = F.linear(x.float(), self.gates)
         routing = self._route(scores)
-        if self.shared is None:
-            return self.experts.forward(x, routing)
-        return self.experts.forward(x, routing, partial(self._shared, self.shared, x, scores))
+        beside = None if self.shared is None else partial(self._shared, self.shared, x, scores)
+        return self.experts.forward(x, routing, beside, carry)
 
-    def stream(self, x: Tensor, *, piece: int) -> Iterator[Tensor | None]:
-        """The same for a long prompt, `piece` tokens at a time where experts have no part in it.
-        Yields None wherever other work may run, and the result in the end."""
-        out = torch.zeros_like(x)
+    def stream(
+        self, x: Tensor, out: Tensor, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The same for a long prompt, `piece` tokens at a time where routed experts have no part
+        in it; x and `out` [tokens, hidden], `out` float32. Yields wherever other work may run."""
         routings = []
         for rows, part in zip(torch.split(out, piece), torch.split(x, piece), strict=True):
             scores = F.linear(part.float(), self.gates)
             routings.append(self._route(scores))
-            if self.shared is not None:
+            if self.shared is None:
+                rows.zero_()
+            else:
                 rows.copy_(self._shared(self.shared, part, scores))
-            yield None
+            yield
         ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
-        for _ in self.experts.stream(x, Routing(ids, weights), out):
-            yield None
-        yield out
+        yield from self.experts.stream(x, Routing(ids, weights), out, carry)
 
     def _route(self, scores: Tensor) -> Routing:
         routing = self.router.route(scores[:, : self.router.num_experts], self.bias)

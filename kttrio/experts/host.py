@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kttrio import native
 from kttrio.experts.block import Beside
+from kttrio.experts.carry import Carry
 from kttrio.experts.routing import Routing
 
 _PIECE = 2048  # tokens of a long prompt that are computed at once
@@ -24,14 +25,14 @@ class HostExperts:
         self._layer = layer
         self._dtype = dtype
 
-    @property
-    def nbytes(self) -> int:
-        return self._layer.nbytes
-
-    def close(self) -> None:
-        self._layer.close()
-
-    def forward(self, x: Tensor, routing: Routing, beside: Beside | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        routing: Routing,
+        beside: Beside | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
+        """As `Experts.forward`. Nothing is deferred: there is no device to do something else."""
         ids, weights = routing.ids.cpu(), routing.weights.cpu()
         host = x.to("cpu", self._dtype).contiguous()
         out = torch.empty_like(host)
@@ -39,7 +40,9 @@ class HostExperts:
         result = out.to(x.device, x.dtype)
         return result if beside is None else result.add_(beside())
 
-    def stream(self, x: Tensor, routing: Routing, out: Tensor) -> Iterator[None]:
+    def stream(
+        self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
+    ) -> Iterator[None]:
         parts = (torch.split(tensor, _PIECE) for tensor in (x, routing.ids, routing.weights, out))
         for tokens, ids, weights, rows in zip(*parts, strict=True):
             rows.add_(self.forward(tokens, Routing(ids, weights)))

@@ -14,12 +14,39 @@ from kttrio.layers.gather import Gather
 from kttrio.layers.keys import KeyGroup
 from kttrio.layers.linear import Linear
 from kttrio.layers.norm import RMSNorm
+from kttrio.layers.paged import Kernels
 from kttrio.layers.rotary import Rope
 from kttrio.layers.spans import blocks
 from kttrio.layers.step import Step
 
 MAX_FOLDED = 1 << 25  # of a mask that is repeated for heads
 Normed = Literal["heads", "projection", "nothing"]
+
+
+def _attended(query: Tensor, step: Step, cache: AttentionCache) -> Tensor:
+    """[tokens, heads, head_dim] -> the same"""
+    if step.kernels is None:
+        return _by_groups(query, step, cache)
+    return _by_pages(query, step, step.kernels, cache)
+
+
+def _by_pages(query: Tensor, step: Step, kernels: Kernels, cache: AttentionCache) -> Tensor:
+    (decodes, chunks), count = step.pages, step.batch.num_decodes
+    outs = []
+    if decodes is not None:
+        outs.append(kernels.decode(query[:count], cache, decodes))
+    if chunks is not None:
+        outs.append(kernels.prefill(query[count:], cache, chunks))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _by_groups(query: Tensor, step: Step, cache: AttentionCache) -> Tensor:
+    index = step.keys
+    outs = [
+        _attend(query if group.rows is None else query[group.rows], group, cache, step.gather)
+        for group in index.groups
+    ]
+    return outs[0] if index.order is None else torch.cat(outs)[index.order]
 
 
 def _attend(query: Tensor, group: KeyGroup, cache: AttentionCache, gather: Gather) -> Tensor:
@@ -97,18 +124,14 @@ class Attention(nn.Module):
         return None if shape.normed == "nothing" else RMSNorm(shape.norm_size(heads), eps=shape.eps)
 
     def forward(self, hidden: Tensor, step: Step, cache: AttentionCache) -> Tensor:
-        index, rotation = step.keys, step.rotation(self.shape.rope)
+        rotation, written = step.rotation(self.shape.rope), step.batch.kv_index
         projected = self.in_proj(hidden).view(len(hidden), -1, self.shape.head_dim)
         query, *gates, key, value = projected.split(self.shape.kinds, dim=1)
         query = rotation.apply(_normed(query, self.query_norm))
         key = rotation.apply(_normed(key, self.key_norm))
-        cache.key.flatten(0, 1).index_copy_(0, index.written, key)
-        cache.value.flatten(0, 1).index_copy_(0, index.written, value)
-        outs = [
-            _attend(query if group.rows is None else query[group.rows], group, cache, step.gather)
-            for group in index.groups
-        ]
-        attended = outs[0] if index.order is None else torch.cat(outs)[index.order]
+        cache.key.flatten(0, 1).index_copy_(0, written, key)
+        cache.value.flatten(0, 1).index_copy_(0, written, value)
+        attended = _attended(query, step, cache)
         for gate in gates:
             attended = attended * gate.sigmoid()
         out: Tensor = self.out_proj(attended.flatten(1))

@@ -21,7 +21,8 @@ class Batch:
 
     The `num_decodes` sequences of one token come first, so that layers can treat them as one
     dense batch; the longer ones follow. All tensors lie on the model's device; `lengths` and
-    `starts` are plain integers because kernels and loops need them on the host.
+    `starts` are plain integers because kernels and loops need them on the host. Only a step that
+    is captured does without `starts`: see `decode_batch`.
     """
 
     token_ids: Tensor  # [tokens] int64
@@ -29,7 +30,8 @@ class Batch:
     slots: Tensor  # [sequences] int64, row of each sequence in the recurrent caches
     page_table: Tensor  # [sequences, pages] int64, padded with page 0
     kv_index: Tensor  # [tokens] int64, page * page_size + offset: where each token's KV is written
-    starts: tuple[int, ...]  # tokens each sequence had before this step; 0: its slot holds garbage
+    starts: tuple[int, ...]  # tokens each sequence had before this step; 0: its slot holds garbage;
+    # (): all decode, and only the device knows where, by `positions`
     lengths: tuple[int, ...]  # tokens of each sequence in this step
     page_size: int  # tokens per page
     num_decodes: int  # sequences of length 1 at the front (new ones of length 1 count too)
@@ -37,6 +39,11 @@ class Batch:
     rope_positions: Tensor | None = None  # [3, tokens] int64: time, row and column; None: no
     # sequence has an image, and all three are `positions`
     images: ImageRows | None = None
+
+    @property
+    def is_static(self) -> bool:
+        """Nothing of it but its shapes is known to the host."""
+        return not self.starts
 
     @property
     def num_tokens(self) -> int:
@@ -49,3 +56,27 @@ class Batch:
         for length in self.lengths:
             rows.append(rows[-1] + length)
         return tuple(rows)
+
+
+def decode_batch(
+    token_ids: Tensor, positions: Tensor, slots: Tensor, page_table: Tensor, *, page_size: int
+) -> Batch:
+    """One token of each sequence, described by tensors alone: int64, [sequences], and the pages
+    [sequences, pages] as wide as any will be.
+
+    What is computed of it is a fixed row of operations on tensors of fixed shapes, so that it can
+    be captured once and replayed with other values in them. A position of 0 begins a sequence. A
+    row that pads the batch stands at position 0, with a slot and a page that are nobody's.
+    """
+    page = page_table.gather(1, (positions // page_size).unsqueeze(1)).squeeze(1)
+    return Batch(
+        token_ids=token_ids,
+        positions=positions,
+        slots=slots,
+        page_table=page_table,
+        kv_index=page * page_size + positions % page_size,
+        starts=(),
+        lengths=(1,) * len(token_ids),
+        page_size=page_size,
+        num_decodes=len(token_ids),
+    )

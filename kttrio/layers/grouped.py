@@ -48,7 +48,7 @@ def grouped_mlp(
     if x.is_cuda:
         from kttrio.layers.triton.grouped import grouped_mlp as fused
 
-        fused(x, ids, weights, Stacks(*stacks), form=form, out=out)
+        fused(x, ids, weights, stacks, form=form, out=out)
     elif len(stacks[0].data):
         by_slot = _each_choice if fixed else _each_slot
         for tokens, slot, shares in by_slot(ids, weights):
@@ -60,10 +60,12 @@ def grouped_mlp(
 
 def _each_slot(ids: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Slots that are hit: their tokens [n], the slot [1], the tokens' weights [n, 1]."""
-    for slot in ids.unique():
+    sorted_ids, order = ids.flatten().sort(stable=True)
+    slots, counts = torch.unique_consecutive(sorted_ids, return_counts=True)
+    for slot, choices in zip(slots, torch.split(order, counts.tolist()), strict=True):
         if slot >= 0:
-            tokens, place = (ids == slot).nonzero(as_tuple=True)
-            yield tokens, slot.view(1), weights[tokens, place].unsqueeze(1)
+            shares = weights.flatten()[choices].unsqueeze(1)
+            yield choices // ids.shape[1], slot.view(1), shares
 
 
 def _each_choice(ids: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

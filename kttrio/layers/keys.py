@@ -50,18 +50,19 @@ class KeyGroup:
 class KeyIndex:
     """Where a step's queries find their keys; built once and used by every attention layer."""
 
-    written: Tensor  # [tokens] rows of the cache that this step fills
     groups: tuple[KeyGroup, ...]
     order: Tensor | None  # [tokens] each token's row in the groups' outputs; None: as it stands
 
 
 def index_keys(batch: Batch) -> KeyIndex:
-    """Cut the batch into groups whose padding stays cheap."""
+    """Cut the batch into groups whose padding stays cheap; a static one is a group of itself."""
+    if batch.is_static:
+        return KeyIndex((_static_group(batch),), None)
     members = list(grouped(_pieces(batch)))
     if len(members) == 1 and batch.num_decodes == len(batch.lengths):
-        return KeyIndex(batch.kv_index, (_key_group(batch, members[0], all_rows=True),), None)
+        return KeyIndex((_key_group(batch, members[0], all_rows=True),), None)
     groups = tuple(_key_group(batch, pieces, all_rows=False) for pieces in members)
-    return KeyIndex(batch.kv_index, groups, output_order(batch, members))
+    return KeyIndex(groups, output_order(batch, members))
 
 
 def output_order(batch: Batch, members: list[list[Piece]]) -> Tensor:
@@ -113,7 +114,9 @@ def _output_rows(pieces: list[Piece]) -> Iterator[int]:
 
 def _key_group(batch: Batch, pieces: list[Piece], *, all_rows: bool) -> KeyGroup:
     rows, positions = query_places(batch, pieces)
-    keys = cache_rows(batch, pieces)
+    num_keys = max(piece.keys for piece in pieces)
+    tables = tables_of(batch, pieces, num_keys)
+    keys = table_rows(tables, positions[:, -1:] + 1, batch.page_size)[:, :num_keys]
     mask = torch.arange(keys.shape[1], device=keys.device) <= positions.unsqueeze(2)
     return KeyGroup(
         size=len(pieces),
@@ -123,6 +126,13 @@ def _key_group(batch: Batch, pieces: list[Piece], *, all_rows: bool) -> KeyGroup
     )
 
 
+def _static_group(batch: Batch) -> KeyGroup:
+    last = batch.positions.unsqueeze(1)
+    keys = table_rows(batch.page_table, last + 1, batch.page_size)
+    mask = torch.arange(keys.shape[1], device=keys.device) <= last
+    return KeyGroup(len(keys), None, keys, mask[:, None, None])
+
+
 def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     """Row in the batch and position in its sequence of each query: both [n, queries].
 
@@ -130,27 +140,25 @@ def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     """
     device = batch.kv_index.device
     queries = torch.arange(max(piece.queries for piece in pieces), device=device)
-    _, row, position, real = _columns(batch, pieces)
+    row, position, real = (
+        torch.tensor(column, device=device).unsqueeze(1)
+        for column in zip(*(piece[1:] for piece in pieces), strict=True)
+    )
     query = torch.minimum(queries, real - 1)
     return row + query, position + query
 
 
-def cache_rows(batch: Batch, pieces: list[Piece]) -> Tensor:
-    """Each piece's keys as rows of the cache, pages laid end to end: [n, keys]. In the place of
-    those it has not stands its sequence's first."""
-    device, page_size = batch.kv_index.device, batch.page_size
-    num_keys = max(piece.keys for piece in pieces)
-    sequence, _, position, real = _columns(batch, pieces)
-    num_pages = -(-num_keys // page_size)
-    first_row = batch.page_table[sequence.squeeze(1), :num_pages] * page_size
-    rows = (first_row.unsqueeze(2) + torch.arange(page_size, device=device)).flatten(1)
-    key = torch.arange(num_keys, device=device)
-    return torch.where(key < position + real, rows[:, :num_keys], rows[:, :1])
+def tables_of(batch: Batch, pieces: list[Piece], num_keys: int) -> Tensor:
+    """The pages of each piece's sequence, enough for so many keys: [n, pages]"""
+    device = batch.page_table.device
+    sequences = torch.tensor([piece.sequence for piece in pieces], device=device)
+    return batch.page_table[sequences, : -(-num_keys // batch.page_size)]
 
 
-def _columns(batch: Batch, pieces: list[Piece]) -> list[Tensor]:
-    """The fields of the pieces, each [n, 1]."""
-    device = batch.kv_index.device
-    return [
-        torch.tensor(column, device=device).unsqueeze(1) for column in zip(*pieces, strict=True)
-    ]
+def table_rows(tables: Tensor, num_keys: Tensor, page_size: int) -> Tensor:
+    """Pages [n, pages] laid end to end as rows of the cache: [n, pages * page_size]. In the place
+    of keys beyond a sequence's own `num_keys` [n, 1] stands its first."""
+    offset = torch.arange(page_size, device=tables.device)
+    rows = (tables.unsqueeze(2) * page_size + offset).flatten(1)
+    key = torch.arange(rows.shape[1], device=tables.device)
+    return torch.where(key < num_keys, rows, rows[:, :1])

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kttrio.layers.gather import Gather
+from kttrio.layers.paged import Kernels, Latents, Tables
 from kttrio.layers.spans import SpanGroup, blocks
 
 MAX_EXPANDED = 1 << 26  # numbers of the keys and values that are expanded at a time
 QUERY_BLOCK = 256  # queries that share a mask: more of them would see more of it False
 MAX_MASK = 1 << 23  # of one such block
 MAX_GATHERED = 1 << 24  # numbers of the chosen latents that are gathered at a time
+MAX_LIFTED = 1 << 26  # numbers of the queries that are carried over to them at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +82,13 @@ class LatentShape:
 class LatentAttention:
     """The attention of one layer. `weight` [heads * (nope + value), latent] makes the keys of all
     heads of a latent, then their values; `scale` is that of the softmax; `gather` has the memory
-    for copies of latents."""
+    for copies of latents, of which `kernels` need none where they compute the absorbed form."""
 
     shape: LatentShape
     scale: float
     weight: Tensor
     gather: Gather
+    kernels: Kernels | None = None
 
     # Both are contiguous: kernels copy batches of matrices that are not, in every step.
 
@@ -109,6 +112,8 @@ class LatentAttention:
         query [n, queries, heads, nope + rope]; kept [rows of the cache, latent + rope]; chosen
         [n, queries, top_k] int32 positions, None for all keys. [n, queries, heads, value]
         """
+        if self.kernels is not None and chosen is None and group.num_queries == 1:
+            return self._by_pages(query, group, kept, self.kernels)
         count = self.shape.num_expanded(group, None if chosen is None else chosen.shape[2])
         out = query.new_empty(*query.shape[:3], self.shape.value)
         if count:
@@ -161,20 +166,40 @@ class LatentAttention:
             seen = latents[:, :, : group.reach(block)]
             out[:, block] = self._over_latents(query[:, block], seen, group.visible(block))
 
+    def _by_pages(self, query: Tensor, group: SpanGroup, kept: Tensor, kernels: Kernels) -> Tensor:
+        """Of a group of single queries, absorbed."""
+        tables = Tables(group.pages, group.positions.squeeze(1), group.page_size)
+        lifted = self._lifted(query).squeeze(1)
+        return self._lowered(kernels.latent(lifted, self._as_keys(kept), tables).unsqueeze(1))
+
     def _sparse(
         self, query: Tensor, group: SpanGroup, kept: Tensor, chosen: Tensor, out: Tensor
     ) -> None:
         """The last queries, as many as `out` has room for."""
         last = group.num_queries
         first = last - out.shape[1]
-        size = MAX_GATHERED // (group.size * chosen.shape[2] * self.shape.kept)
-        for block in blocks(first, last, size):
+        for block in blocks(first, last, self._sparse_block(chosen.shape[2]) // group.size):
             places = chosen[:, block].long()
             rows = group.keys.gather(1, places.flatten(1)).view_as(places)
             seen = places <= group.positions[:, block].unsqueeze(2)
             at = slice(block.start - first, block.stop - first)
-            mine = self._latents(kept, rows)
-            out[:, at] = self._over_latents(query[:, block], mine, seen)
+            out[:, at] = self._over_rows(query[:, block], kept, rows, seen)
+
+    def _sparse_block(self, num_chosen: int) -> int:
+        """Queries to take at once: what grows with them is what is gathered, or they themselves."""
+        if self.kernels is None:
+            return MAX_GATHERED // (num_chosen * self.shape.kept)
+        return MAX_LIFTED // (self.shape.heads * self.shape.kept)
+
+    def _over_rows(self, query: Tensor, kept: Tensor, rows: Tensor, seen: Tensor) -> Tensor:
+        """Each query over its own rows of the cache; rows and seen [n, queries, keys]"""
+        if self.kernels is None:
+            return self._over_latents(query, self._latents(kept, rows), seen)
+        lifted, rows = self._lifted(query), rows.masked_fill(~seen, -1)
+        attended = self.kernels.sparse(
+            lifted.flatten(0, 1), self._as_keys(kept), rows.flatten(0, 1)
+        )
+        return self._lowered(attended.view(*seen.shape[:2], *attended.shape[1:]))
 
     def _over_latents(self, query: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
         """The absorbed form. latents [n, queries or 1, keys, latent + rope]: each query's own or
@@ -184,18 +209,28 @@ class LatentAttention:
         heads read the same latents, and these are nowhere repeated.
         """
         shape = self.shape
-        nope, rope = torch.split(query, [shape.nope, shape.rope], dim=-1)
-        lifted = torch.einsum("nqhp,hpl->nqhl", nope, self.up_key)
         keys = latents.expand(-1, query.shape[1], -1, -1)
         # The rope dimensions of the values are not needed, but kernels want them as wide as keys.
         attended = F.scaled_dot_product_attention(
-            torch.cat((lifted, rope), -1),
+            self._lifted(query),
             keys,
             keys,
             attn_mask=mask.unsqueeze(2),
             scale=self.scale,
         )
-        return torch.einsum("nqhl,hvl->nqhv", attended[..., : shape.latent], self.up_value)
+        return self._lowered(attended[..., : shape.latent])
+
+    def _lifted(self, query: Tensor) -> Tensor:
+        """Carried over to the latents: [n, queries, heads, latent + rope]"""
+        nope, rope = torch.split(query, [self.shape.nope, self.shape.rope], dim=-1)
+        return torch.cat((torch.einsum("nqhp,hpl->nqhl", nope, self.up_key), rope), -1)
+
+    def _lowered(self, attended: Tensor) -> Tensor:
+        """Weighted latents [n, queries, heads, latent] as values"""
+        return torch.einsum("nqhl,hvl->nqhv", attended, self.up_value)
+
+    def _as_keys(self, kept: Tensor) -> Latents:
+        return Latents(kept, self.shape.latent, self.scale)
 
     def _latents(self, kept: Tensor, rows: Tensor) -> Tensor:
         return self.gather.rows("latents", kept, rows)

@@ -66,6 +66,8 @@ def index_runs(batch: Batch) -> RunIndex:
 
 
 def _lanes(batch: Batch, sequences: range | list[int]) -> Lanes:
+    if batch.is_static:
+        return Lanes(batch.slots, batch.positions == 0)
     fresh = [batch.starts[sequence] == 0 for sequence in sequences]
     device = batch.slots.device
     return Lanes(

@@ -6,9 +6,12 @@ from functools import cached_property
 
 from torch import Tensor
 
+from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.gather import Gather
+from kttrio.layers.kernels import open_kernels
 from kttrio.layers.keys import KeyIndex, index_keys
+from kttrio.layers.paged import Kernels, PageIndex, index_pages
 from kttrio.layers.rotary import Rope, Rotation
 from kttrio.layers.runs import RunIndex, index_runs
 from kttrio.layers.spans import SpanIndex, index_spans
@@ -17,8 +20,10 @@ from kttrio.layers.spans import SpanIndex, index_spans
 class Step:
     """One pass of a batch through a model; made anew for every step."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, backend: Backend = "torch") -> None:
         self.batch = batch
+        self.kernels: Kernels | None = open_kernels(backend)
+        """Of attention; None: torch computes it."""
         self.gather = Gather()
         self.selections: list[Tensor | None] | None = None
         """What the last indexer chose for each span group; layers without one of their own follow.
@@ -27,13 +32,18 @@ class Step:
 
     @cached_property
     def keys(self) -> KeyIndex:
-        """For layers of attention."""
+        """For layers of attention that torch computes."""
         return index_keys(self.batch)
+
+    @cached_property
+    def pages(self) -> PageIndex:
+        """For those that kernels compute."""
+        return index_pages(self.batch)
 
     @cached_property
     def spans(self) -> SpanIndex:
         """For layers of latent attention."""
-        return index_spans(self.batch)
+        return index_spans(self.batch, decodes_together=self.kernels is not None)
 
     @cached_property
     def runs(self) -> RunIndex:

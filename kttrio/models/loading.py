@@ -16,10 +16,13 @@ import torch
 
 from kttrio.config import ConfigError, ExpertConfig
 from kttrio.experts.bank import ExpertBank, ExpertLimits, Unloaded
+from kttrio.experts.division import Division
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
+from kttrio.experts.placement import ExpertGrid
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
+from kttrio.layers.backend import Backend
 from kttrio.models.base import (
     Blueprint,
     CacheShape,
@@ -44,6 +47,8 @@ from kttrio.weights.loader import (
 
 log = logging.getLogger(__name__)
 
+NO_EXPERTS = ExpertGrid((), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -64,6 +69,14 @@ class Estimate:
     """Of all layers together."""
     image_token_bytes: int = 0
     """What looking at an image takes for each of its tokens; 0: it takes no images."""
+    row_bytes: int = 0
+    """Of a token between two layers."""
+    grid: ExpertGrid = NO_EXPERTS
+    """Of the experts that a device may have: not those of the layer for drafts."""
+    slot_bytes: tuple[int, ...] = ()
+    """Of one expert, for each layer that has some in the grid."""
+    intermediate_size: int = 0
+    """Of the widest routed expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +207,8 @@ def _measure(
     maps = list(blueprint.expert_map())
     with torch.device("meta"):
         model = blueprint.build(Unloaded(len(maps)), dtype=dtype)
+    has_experts = tuple(number in model.moe_blocks() for number in range(model.num_layers))
+    grid = ExpertGrid(has_experts, model.num_experts)
     held = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     routed = count_experts(maps, plan.nbytes(maps))
     return Estimate(
@@ -209,6 +224,10 @@ def _measure(
         counts=(*count(blueprint.weight_map(), held), routed),
         num_routed_experts=sum(layer.num_experts for layer in maps),
         image_token_bytes=model.vision.bytes_per_token if model.vision else 0,
+        row_bytes=model.hidden_size * dtype.itemsize,
+        grid=grid,
+        slot_bytes=tuple(plan.expert_bytes(maps)[: len(grid.layers)]),
+        intermediate_size=max(weights.intermediate_size for weights in maps),
     )
 
 
@@ -219,21 +238,25 @@ def load_model(
     experts: ExpertConfig,
     max_step_tokens: int,
     extras: Extras = WHOLE,
+    division: Division | None = None,
+    backend: Backend = "torch",
     progress: Progress | None = None,
 ) -> CausalLM:
     """Check and load a checkpoint, experts included; with drafts also its prediction layer.
 
-    `dtype` float32 or bfloat16 is that of everything but the experts. `progress` hears of bytes
-    read. Raises CheckpointError before anything is read, ConfigError for flags that cannot work.
+    `dtype` float32 or bfloat16 is that of everything but the experts, which live on the host unless
+    there is a division. `backend` computes attention; `progress` hears of bytes read. Raises
+    CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
     with _opened(directory, experts, dtype, extras) as source, ExitStack() as undo:
         warn_of_another_source(source.experts, source.dense, source.expert_maps)
         _tell_left_out(source)
         limits = ExpertLimits(max_step_tokens, source.blueprint.shape.top_k)
-        bank = ExpertBank(experts, dtype=dtype, limits=limits)
+        bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
-        model = source.blueprint.build(bank, dtype=dtype)
+        with torch.device("cpu" if division is None else division.device.where):
+            model = source.blueprint.build(bank, dtype=dtype, backend=backend)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

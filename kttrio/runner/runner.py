@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kttrio.device.base import Stream
 from kttrio.experts.recorder import Recorder
 from kttrio.experts.update import Updater
 from kttrio.layers.batch import Batch
@@ -23,12 +24,13 @@ from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
 from kttrio.runner.findings import Evaluator
 from kttrio.runner.images import Eyes, Tower
+from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
 from kttrio.runner.tensors import StepBuilder, StepTensors
 from kttrio.runner.update import count_tokens
 
 
-class StepModel(Protocol):
+class StepModel(LongModel, Protocol):
     """What a step needs of a model; `models.base.CausalLM` says what is promised."""
 
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor: ...
@@ -54,9 +56,11 @@ class Runner:
         device: torch.device,
         tower: Tower | None = None,
         recorder: Recorder | None = None,
+        main: Stream | None = None,
         updater: Updater | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
+        """`main`: the device's main stream, where it may lag behind."""
         self.facts = dict(facts or {})
         """What was decided when it was built, for people to read: plain values."""
         self.recorder = recorder
@@ -77,6 +81,10 @@ class Runner:
             self._drafter = Drafter(
                 model, self._builder, self._eyes, num_drafts=capacity.num_drafts
             )
+        self._passages = None
+        if capacity.max_long_tokens:
+            parts = StepParts(self._builder, self._eyes, self._conclude, recorder, main)
+            self._passages = Passages(model, caches, parts, capacity=capacity)
 
     @property
     def capacity(self) -> Capacity:
@@ -90,28 +98,48 @@ class Runner:
         itself, and whatever the model raises.
         """
         begun = time.perf_counter()
-        if not plan.chunks:
-            return StepResult((), time.perf_counter() - begun)
         with torch.inference_mode():
-            step = self._eyes.look(self._builder.build(plan))
-            with self._recorded(step.batch):
-                hidden = self._model.forward(step.batch, self._caches)
-                found = self._evaluator.evaluate(step, hidden)
-            if step.batch.num_drafts:
-                self._settle(step, found)
-            if self._drafter is not None:
-                found = self._drafter.draft(step, hidden, found, self._caches)
-            if self.updater is not None:
+            results = self._compute(plan) if plan.chunks else ()
+            long = self._pass_on(plan, seconds=time.perf_counter() - begun)
+            is_between_layers = plan.long is not None and long is None
+            if self.updater is not None and not is_between_layers:
                 self.updater.between_steps(count_tokens(plan))
-        results = [found[place] for place in np.argsort(step.order).tolist()]
-        return StepResult(tuple(results), time.perf_counter() - begun)
+        return StepResult(results, time.perf_counter() - begun, long)
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
+        if self._passages is not None:
+            self._passages.drop()
         if self.updater is not None:
             self.updater.close()
         self._caches.clear()
         self._model.close()
+
+    def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
+        """The plan's chunks; where they fail the long prompt beside them has failed, too."""
+        try:
+            step = self._eyes.look(self._builder.build(plan))
+            with self._recorded(step.batch):
+                found = self._conclude(step, self._model.forward(step.batch, self._caches))
+        except Exception:
+            if self._passages is not None:
+                self._passages.drop()
+            raise
+        return tuple(found[place] for place in np.argsort(step.order).tolist())
+
+    def _conclude(self, step: StepTensors, hidden: Tensor) -> list[ChunkResult]:
+        """From the model's rows to results, in the order of the step."""
+        found = self._evaluator.evaluate(step, hidden)
+        if step.batch.num_drafts:
+            self._settle(step, found)
+        if self._drafter is not None:
+            found = self._drafter.draft(step, hidden, found, self._caches)
+        return found
+
+    def _pass_on(self, plan: StepPlan, *, seconds: float) -> ChunkResult | None:
+        if self._passages is None:
+            return None
+        return self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
 
     def _recorded(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.recorder is None else self.recorder.step(batch)

@@ -27,6 +27,11 @@ def _sizes(columns: int, found: int) -> frozenset[int]:
     return frozenset(size for size in SIZES if num_groups(columns, size) == found)
 
 
+def size(columns: int, found: int) -> int:
+    """Of those group sizes; which one is all the same, for they differ in rows of one group."""
+    return max(_sizes(columns, found))
+
+
 def scale_bytes(shape: tuple[int, ...], group: int) -> int:
     rows, columns = shape
     return torch.bfloat16.itemsize * rows * num_groups(columns, group)
@@ -93,5 +98,5 @@ def multiply(codes: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         raise ValueError("integer weights come with scales")
     columns = codes.shape[1]
-    size = max(_sizes(columns, scale.shape[1]))
-    return unfold(fold(codes, size).mul(scale.float().unsqueeze(-1)), columns)
+    folded = fold(codes, size(columns, scale.shape[1]))
+    return unfold(folded.mul(scale.float().unsqueeze(-1)), columns)

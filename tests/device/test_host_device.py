@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from kttrio.device.host import HostDevice
-from kttrio.native import ExpertLayer, NativeError, Pool
-from tests.native.expert_reference import (
-    BF16,
-    make_layer,
-    random_experts,
-    random_input,
-    random_routing,
-    run,
-)
-
-TOKENS, HIDDEN = 12, 64
+from kttrio.native import NativeError
+from tests.native.expert_reference import run
 
 
 @pytest.fixture
 def device() -> HostDevice:
     return HostDevice()
-
-
-@pytest.fixture
-def layer() -> Iterator[ExpertLayer]:
-    experts = random_experts(3, HIDDEN, 96, kind=BF16, seed=1)
-    with Pool(threads=2) as pool, make_layer(pool, experts, activation="float32") as made:
-        yield made
-
-
-@pytest.fixture
-def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    ids, weights = random_routing(TOKENS, 2, 3, seed=2)
-    return random_input(TOKENS, HIDDEN, seed=3, dtype=torch.float32), ids, weights
 
 
 def fail() -> None:
@@ -57,7 +33,7 @@ def test_a_job_runs_beside_the_main_stream(device, layer, inputs):
     """What comes after the job stays until somebody waits for it: nothing blocks before."""
     side = device.open_stream("side")
     ready = torch.zeros(1, dtype=torch.int32)
-    out, back = torch.empty(TOKENS, HIDDEN), torch.zeros(TOKENS, HIDDEN)
+    out, back = torch.empty_like(inputs[0]), torch.zeros_like(inputs[0])
     job = layer.job(*inputs, out, ready=ready)
     side.start(job)
     side.finish(job)
@@ -71,7 +47,7 @@ def test_a_job_runs_beside_the_main_stream(device, layer, inputs):
 
 
 def test_the_main_stream_waits_for_the_job_it_finishes(device, layer, inputs):
-    out = torch.empty(TOKENS, HIDDEN)
+    out = torch.empty_like(inputs[0])
     job = layer.job(*inputs, out)
     device.main.start(job)
     device.main.finish(job)
@@ -82,7 +58,7 @@ def test_the_main_stream_waits_for_the_job_it_finishes(device, layer, inputs):
 def test_what_stays_is_done_by_whoever_waits(device, layer, inputs, forced_by):
     first, second = device.open_stream("first"), device.open_stream("second")
     seen = []
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
     first.start(job)
     first.finish(job)
     first.run(lambda: seen.append("first"))
@@ -116,7 +92,7 @@ def test_work_that_fails_at_once_tells_at_once(device):
 @pytest.mark.parametrize("told_by", ["wait", "synchronize", "device"])
 def test_work_that_fails_later_tells_whoever_waits_and_only_once(device, layer, inputs, told_by):
     side, seen = device.open_stream("side"), []
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
     side.start(job)
     side.finish(job)
     side.run(fail)
@@ -136,7 +112,7 @@ def test_work_that_fails_later_tells_whoever_waits_and_only_once(device, layer, 
 
 def test_a_failure_passes_through_the_streams_that_wait(device, layer, inputs):
     first, second = device.open_stream("first"), device.open_stream("second")
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
     first.start(job)
     first.finish(job)
     first.run(fail)
@@ -148,8 +124,8 @@ def test_a_failure_passes_through_the_streams_that_wait(device, layer, inputs):
 def test_what_goes_wrong_in_a_job_is_told_by_it_or_by_the_device(device, layer, inputs):
     layer.clear_expert(1)
     side = device.open_stream("side")
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
-    for told_by in (job.wait, device.synchronize):
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
+    for told_by in (job.wait, device.check_jobs, device.synchronize):
         side.start(job)
         side.finish(job)
         side.record().synchronize()  # the order goes on
@@ -159,7 +135,7 @@ def test_what_goes_wrong_in_a_job_is_told_by_it_or_by_the_device(device, layer, 
 
 
 def test_a_job_that_is_closed_is_forgotten(device, layer, inputs):
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
     device.main.start(job)
     job.close()
     device.synchronize()
@@ -167,7 +143,7 @@ def test_a_job_that_is_closed_is_forgotten(device, layer, inputs):
 
 def test_a_job_is_not_started_again_before_its_end(device, layer, inputs):
     ready = torch.zeros(1, dtype=torch.int32)
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN), ready=ready)
+    job = layer.job(*inputs, torch.empty_like(inputs[0]), ready=ready)
     device.main.start(job)
     with pytest.raises(NativeError, match="pending"):
         device.main.start(job)
@@ -177,7 +153,7 @@ def test_a_job_is_not_started_again_before_its_end(device, layer, inputs):
 
 def test_work_that_stays_may_write_tensors_of_inference(device, layer, inputs):
     side = device.open_stream("side")
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN))
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
     with torch.inference_mode():
         made = torch.zeros(3)
         side.start(job)

@@ -52,7 +52,6 @@ def test_host_experts_agree_with_torch(isa, dtype, tolerance):
     torch.testing.assert_close(
         out.float(), reference.forward(x.float(), routing), rtol=tolerance, atol=tolerance
     )
-    experts.close()
 
 
 def test_a_strided_input_is_taken_as_it_means():
@@ -60,4 +59,3 @@ def test_a_strided_input_is_taken_as_it_means():
     x = torch.randn(HIDDEN, 5).T
     routing = ROUTER.route(torch.randn(5, EXPERTS), None)
     torch.testing.assert_close(experts.forward(x, routing), reference.forward(x, routing))
-    experts.close()

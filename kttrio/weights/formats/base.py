@@ -39,6 +39,16 @@ class Packed(NamedTuple):
             self.scale.copy_(source.scale, non_blocking=True)
 
 
+def is_finite(packed: Packed) -> bool:
+    """Whether a matrix with scales means numbers: plain weights are taken as they are."""
+    data, scale = packed
+    if scale is None:
+        return True
+    if data.dtype is torch.float8_e4m3fn and (data.view(torch.uint8) & 0x7F == 0x7F).any():
+        return False
+    return bool(scale.isfinite().all())
+
+
 class Format(Protocol):
     """A module of this folder."""
 

@@ -1,0 +1,134 @@
+"""Threads that bring experts from the library's memory into slots of the device.
+
+A feeder unpacks a few experts into pinned memory, which is small enough to stay in the processor's
+cache, and hands their copy to a stream of its own. Who computes them is not known here.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+
+from kttrio import native
+from kttrio.device.base import Device, Event
+from kttrio.experts.slots import ExpertSlots, SlotShape
+from kttrio.experts.source import Matrices
+
+_MOST_FEEDERS = 8
+_THREADS_PER_FEEDER = 8  # of the pool, which decodes meanwhile
+_STAGINGS_PER_FEEDER = 2  # one is filled while the other is copied
+_STAGING_BYTES = 4 * 2**20  # makes Python's share small, and still fits the cache
+
+
+def num_feeders(pool_threads: int) -> int:
+    """How many threads unpack beside a pool of so many: two at least, for one waits at times."""
+    return max(2, min(_MOST_FEEDERS, pool_threads // _THREADS_PER_FEEDER))
+
+
+def batch_size(shape: SlotShape) -> int:
+    """Experts that are unpacked and copied at once."""
+    return max(1, _STAGING_BYTES // shape.nbytes)
+
+
+def staging_bytes(shape: SlotShape, pool_threads: int) -> int:
+    """Pinned memory that `Feeders` take."""
+    num_stagings = _STAGINGS_PER_FEEDER * num_feeders(pool_threads)
+    return num_stagings * batch_size(shape) * shape.nbytes
+
+
+class Load(NamedTuple):
+    """Neighbouring slots, the experts of a layer that are to fill them, and when they may."""
+
+    layer: native.ExpertLayer
+    experts: tuple[int, ...]  # at most `batch` of them
+    first_slot: int
+    free: Event | None
+    """After the last use of what is in the slots."""
+
+
+class Feeders:
+    """Fill slots, in the order in which they are told to as far as they get on alike.
+
+    `threads` runs what they do, and ends with them; default: threads of their own.
+    """
+
+    def __init__(
+        self,
+        slots: ExpertSlots,
+        device: Device,
+        *,
+        pool_threads: int,
+        threads: Executor | None = None,
+    ) -> None:
+        count = num_feeders(pool_threads)
+        self.slots, self.device, self.batch = slots, device, batch_size(slots.shape)
+        self._threads = threads or ThreadPoolExecutor(count, thread_name_prefix="feeder")
+        self._stagings: SimpleQueue[_Staging] = SimpleQueue()  # the one longest out of use first
+        for _ in range(_STAGINGS_PER_FEEDER * count):
+            self._stagings.put(_Staging(slots.shape, self.batch, device))
+        self._copies = device.open_stream("experts")
+        self._handing = Lock()  # a stream is handed work by one thread at a time
+
+    def feed(self, load: Load) -> Future[Event]:
+        """The event after which the experts are in their slots; or what went wrong, and then the
+        slots hold anything, but nothing is written to them any more."""
+        return self._threads.submit(self._feed, load)
+
+    def close(self) -> None:
+        """End the threads and wait for copies under way. Twice is fine."""
+        self._threads.shutdown(cancel_futures=True)
+        while not self._stagings.empty():
+            self._stagings.get().wait()
+
+    @torch.inference_mode()  # the slots may have been made in it
+    def _feed(self, load: Load) -> Event:
+        staging = self._stagings.get()
+        try:
+            staging.wait()
+            staging.unpack(load)
+            with self._handing:
+                return self._copy(staging, load)
+        finally:
+            self._stagings.put(staging)
+
+    def _copy(self, staging: _Staging, load: Load) -> Event:
+        if load.free is not None:
+            self._copies.wait(load.free)
+        end = load.first_slot + len(load.experts)
+        target = self.slots.stacks.map(lambda stack: stack[load.first_slot : end])
+        source = staging.stacks.map(lambda stack: stack[: len(load.experts)])
+        try:
+            self._copies.run(partial(target.copy_, source))
+        finally:  # some of it may be under way even then
+            staging.copied = self._copies.record()
+        return staging.copied
+
+
+class _Staging:
+    """Pinned memory for a few experts."""
+
+    def __init__(self, shape: SlotShape, batch: int, device: Device) -> None:
+        def room(tensor: torch.Tensor) -> torch.Tensor:
+            return device.pinned(batch, *tensor.shape, dtype=tensor.dtype)
+
+        self.stacks = shape.outline().map(room)
+        self.copied: Event | None = None
+        self._experts = [self._expert(index) for index in range(batch)]
+
+    def wait(self) -> None:
+        """Until what was in it has been copied."""
+        copied, self.copied = self.copied, None
+        if copied is not None:
+            copied.synchronize()
+
+    def unpack(self, load: Load) -> None:
+        for room, expert in zip(self._experts, load.experts, strict=False):
+            room.unpack_from(load.layer, expert)
+
+    def _expert(self, index: int) -> Matrices:
+        return self.stacks.map(lambda stack: stack[index])

@@ -1,0 +1,1 @@
+"""GPU kernels in Triton, one file for each; imported only where they run."""

@@ -283,6 +283,10 @@ class Decoder(CausalLM):
         mlps = enumerate(layer.mlp for layer in self.layers)
         return {number: mlp for number, mlp in mlps if isinstance(mlp, MoEBlock)}
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
     def cache_shape(self) -> CacheShape:
         shapes = [mixer.cache_shape(self.dtype) for mixer in self._mixers()]
         gathering = [s for s in shapes if self.backend == "torch" or not s.by_pages]

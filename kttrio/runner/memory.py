@@ -20,6 +20,7 @@ from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
 from kttrio.runner.logprobs import BLOCK_ROWS
+from kttrio.runner.passage import passage_bytes
 from kttrio.runner.portion import ALL_ON_HOST, Portion
 
 _USUAL_TOKENS_PER_REQUEST = 8192
@@ -27,7 +28,6 @@ _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_PASSAGE_BUFFERS = 3  # a row of each token, before and behind a layer and between its halves
 _BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
 _STAGED_EXPERTS = 4
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
@@ -236,7 +236,9 @@ def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
     if needs.recording is not None and needs.recording.num_steps is not None:
         shape = needs.estimate.shape
         recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
-        most = needs.recording.most_bytes(recorded, needs.engine.chunked_prefill_size)
+        longest = 0 if needs.portion is None else needs.portion.max_long_tokens
+        tokens = max(needs.engine.chunked_prefill_size, longest)
+        most = needs.recording.most_bytes(recorded, tokens)
         yield MemoryRow("expert recording", "cpu", most)
 
 
@@ -249,8 +251,14 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
-        rows = _PASSAGE_BUFFERS * estimate.row_bytes
-        yield from _row("long prompts", where, portion.max_long_tokens * rows)
+        each = passage_bytes(
+            estimate.shape,
+            estimate.cache_shape,
+            row_bytes=estimate.row_bytes,
+            recorded=needs.recording is not None,
+            deferred=portion.max_deferred > 0,
+        )
+        yield from _row("long prompts", where, portion.max_long_tokens * each)
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:

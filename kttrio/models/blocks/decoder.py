@@ -285,13 +285,18 @@ class Decoder(CausalLM):
         mlps = enumerate(layer.mlp for layer in self.layers)
         return {number: mlp for number, mlp in mlps if isinstance(mlp, MoEBlock)}
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
     def cache_shape(self) -> CacheShape:
         shapes = [mixer.cache_shape(self.dtype) for mixer in self._mixers()]
+        gathering = [s for s in shapes if self.backend == "torch" or not s.by_pages]
         return CacheShape(
             bytes_per_token=sum(shape.bytes_per_token for shape in shapes),
             bytes_per_slot=sum(shape.bytes_per_slot for shape in shapes),
             bytes_per_draft=sum(shape.bytes_per_draft for shape in shapes),
-            bytes_gathered=max(shape.bytes_per_token for shape in shapes),
+            bytes_gathered=max((shape.bytes_per_token for shape in gathering), default=0),
             bytes_chosen=max(shape.bytes_chosen for shape in shapes),
         )
 

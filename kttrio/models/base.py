@@ -191,6 +191,11 @@ class CausalLM(nn.Module, ABC):
         return self.shape.context_length
 
     @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Of a token between two layers."""
+
+    @property
     def num_layers(self) -> int:
         return self.shape.num_layers
 

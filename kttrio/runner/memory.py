@@ -140,7 +140,8 @@ def plan_memory(needs: Needs, machine: Machine) -> MemoryPlan:
 
     The KV cache is never larger than all slots together could use. Where `max_total_tokens` leaves
     it open it takes what is left; on a CPU, whose memory others want too, and where experts take
-    what is left, at most 8192 tokens for each running request, or one whole context. Where memory
+    what is left, at most 8192 tokens for each running request, or one whole context; the experts
+    have half of it at least, if no more than one context stands against that. Where memory
     is short the plan has fewer tokens in the cache, then shorter steps and fewer sequences, than
     the flags ask for. Raises NoRoom where nothing helps, ConfigError for flags that disagree.
     """
@@ -276,13 +277,18 @@ def _page_bytes(needs: Needs) -> int:
 
 def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> int:
     """As many as are wanted and fit beside the other rows; at least those that there must be."""
-    is_modest = memory.where == "cpu" or (needs.portion or ALL_ON_HOST).num_experts is None
+    leaves_some = (needs.portion or ALL_ON_HOST).num_experts is None
+    is_modest = memory.where == "cpu" or leaves_some
     wanted = _wanted_pages(needs.engine, needs.context, is_modest=is_modest)
     if not _page_bytes(needs):
         return wanted
     left = memory.budget_bytes - _total(row for row in rows if row.where == memory.where)
     least = _least_pages(needs.engine, needs.context)
-    return min(wanted, max(left // _page_bytes(needs), least))
+    affordable = left // _page_bytes(needs)
+    if leaves_some and needs.engine.max_total_tokens is None:
+        whole = _num_pages(needs.context, needs.engine)
+        wanted = min(wanted, max(affordable // 2, whole))
+    return min(wanted, max(affordable, least))
 
 
 def _wanted_pages(engine: EngineConfig, context: int, *, is_modest: bool) -> int:
@@ -318,9 +324,8 @@ def _scratch_bytes(needs: Needs) -> int:
     rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
     logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    gathered = estimate.cache_shape.bytes_gathered
-    masks = engine.chunked_prefill_size * context * torch.bool.itemsize if gathered else 0
-    keys = min(slots * context, max(MAX_KEYS, context)) * gathered
+    masks = engine.chunked_prefill_size * context * estimate.mask_bytes
+    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
 

@@ -146,9 +146,10 @@ class Lagging:
 
 def test_a_device_gets_no_more_than_a_unit_ahead():
     main = Lagging()
+    seam = SimpleNamespace(main=main, check_jobs=list)
     model = ToyModel()
     caches = model.new_caches(num_pages=200, page_size=PAGE_SIZE, num_slots=20)
-    runner = Runner(model, caches, capacity=LONG, device=torch.device("cpu"), main=main)
+    runner = Runner(model, caches, capacity=LONG, device=torch.device("cpu"), seam=seam)
     with a_unit_each_step():
         for _ in range(3):
             runner.step(StepPlan((), long_of()))

@@ -83,7 +83,7 @@ class ExpertBank:
         self._dtype = torch.float32 if dtype is torch.float32 else torch.bfloat16
         self._limits, self._division = limits, division
         self._pool = open_pool(config)
-        self._layers: list[Experts] = []
+        self._layers: Sequence[Experts] = ()
         self.host_layers: list[native.ExpertLayer] = []
         """What the library holds of each layer."""
         self.sides: Sides | None = None
@@ -138,16 +138,16 @@ class ExpertBank:
                 except (native.NativeError, ValueError) as error:
                     gate = weights.gate.format(expert)  # tells the layer, too
                     raise native.NativeError(f"the expert of {gate!r}: {error}") from error
-            self._layers.append(self._join(index, layer))
+        self._layers = self._join()
 
     def _take(self, index: int, expert: int, matrices: Matrices) -> None:
         if self.sides is None or not self.sides.take(index, expert, matrices):
             matrices.pack_into(self.host_layers[index], expert)
 
-    def _join(self, index: int, layer: native.ExpertLayer) -> Experts:
+    def _join(self) -> Sequence[Experts]:
         if self.sides is None:
-            return HostExperts(layer, dtype=self._dtype)
-        return self.sides.join(index, layer)
+            return [HostExperts(layer, dtype=self._dtype) for layer in self.host_layers]
+        return self.sides.join(self.host_layers, pool_threads=self._pool.num_threads)
 
     def _handoff_shape(self, division: Division, maps: Sequence[ExpertWeights]) -> HandoffShape:
         return HandoffShape(
@@ -174,11 +174,13 @@ class ExpertBank:
 
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
-        self._layers.clear()
+        self._layers = ()
+        if self.sides is not None:
+            self.sides.close()
+            self.sides = None
         for layer in self.host_layers:
             layer.close()
         self.host_layers.clear()
-        self.sides = None
         self._pool.close()
 
 

@@ -17,8 +17,10 @@ from kttrio.device.base import Device
 from kttrio.experts.block import Beside
 from kttrio.experts.carry import Carry, Rows
 from kttrio.experts.handoff import HostSide
+from kttrio.experts.passing import Passing
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots, Residency
+from kttrio.experts.streamed import Part
 from kttrio.layers.grouped import grouped_mlp
 
 
@@ -28,19 +30,12 @@ class DeviceSide:
     def __init__(self, residency: Residency, slots: ExpertSlots, device: Device) -> None:
         self.residency, self._slots, self._device = residency, slots, device
 
-    def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-        """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        grouped_mlp(
-            x,
-            slots,
-            weights,
-            self._slots.stacks,
-            form=self._slots.shape.target.form,
-            out=out,
-            fixed=self._device.is_capturing,
-        )
-        return out
+    def add(self, x: Tensor, slots: Tensor, weights: Tensor, out: Tensor) -> None:
+        """Add their weighted sum to `out` [tokens, hidden] float32; slots [tokens, top_k], -1 for
+        who is not here."""
+        stacks, form = self._slots.stacks, self._slots.shape.target.form
+        fixed = self._device.is_capturing
+        grouped_mlp(x, slots, weights, stacks, form=form, out=out, fixed=fixed)
 
 
 class Split(NamedTuple):
@@ -61,13 +56,22 @@ class HybridExperts:
     the host's part and what was deferred are then added in float32, in this order, and the sum is
     rounded once. In float32 only the order of additions differs.
 
-    A token's result depends neither on the others nor on how a prompt is cut.
+    Which experts a token meets, and which of them are deferred, depends neither on other tokens nor
+    on how a prompt is cut.
     """
 
-    def __init__(self, host: HostSide, device: DeviceSide | None, *, num_deferred: int = 0) -> None:
-        """`device` is None where no expert lives on it, now or later. `num_deferred`: see
-        `Division.max_deferred`."""
-        self._host, self._device, self._num_deferred = host, device, num_deferred
+    def __init__(
+        self,
+        host: HostSide,
+        device: DeviceSide | None,
+        *,
+        num_deferred: int = 0,
+        passing: Passing | None = None,
+    ) -> None:
+        """`device` is None where no expert lives on it, now or later; `passing` where there is no
+        ring. `num_deferred`: see `Division.max_deferred`."""
+        self._host, self._device, self._passing = host, device, passing
+        self._num_deferred = num_deferred
 
     def forward(
         self,
@@ -78,18 +82,20 @@ class HybridExperts:
     ) -> Tensor:
         """As `Experts.forward`. What goes wrong on the host is raised where the device is
         synchronised; the result is then of no use."""
-        split = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
+        slots, host = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
         owed = None if carry is None else carry.take()
         parts: list[Tensor] = []
         with ExitStack() as under_way:
             if owed is not None:
                 under_way.callback(owed.collect)
-            sent, *late = self._host.start(x, routing.weights, *split.host)
+            passers = self._choose(routing.ids, host)
+            sent, *late = self._host.start(x, routing.weights, *_without(passers, host))
             under_way.callback(sent.collect)
             if carry is not None and late:
                 carry.owe(*late)
-            if self._device is not None and split.slots is not None:
-                parts.append(self._device.forward(x, split.slots, routing.weights))
+            if slots is not None or passers:
+                here = Routing(host[0], routing.weights)
+                parts.append(self._on_device(x, slots, here, passers))
             if beside is not None:
                 parts.append(beside())
         parts.append(sent.rows)
@@ -98,22 +104,49 @@ class HybridExperts:
     def stream(
         self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
     ) -> Iterator[None]:
-        """As `Experts.stream`, in pieces that a step might have brought."""
+        """As `Experts.stream`; without a ring in pieces that a step might have brought."""
         owed = None if carry is None else carry.take()
         if owed is not None:
             owed.collect()
             out.add_(owed.rows)
-        late = torch.zeros_like(x) if carry is not None and self._num_deferred else None
-        for rows in _pieces(len(x), self._host.max_tokens):
-            with Carry() as short:
-                piece = Routing(routing.ids[rows], routing.weights[rows])
-                out[rows].add_(self.forward(x[rows], piece, carry=short))
-                if late is not None and (owed := short.take()) is not None:
-                    owed.collect()
-                    late[rows].copy_(owed.rows)
-            yield
+        late = None
+        if carry is not None and self._num_deferred:
+            late = torch.zeros_like(out)
+        if self._passing is None:
+            yield from self._stream_pieces(x, routing, out, late)
+        else:
+            yield from self._stream_experts(self._passing, x, routing, out, late)
         if carry is not None and late is not None:
             carry.owe(Rows(late))
+
+    def _stream_pieces(
+        self, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
+    ) -> Iterator[None]:
+        for rows in _pieces(len(x), self._host.max_tokens):
+            piece = Routing(routing.ids[rows], routing.weights[rows])
+            with Carry() as short:
+                result = self.forward(x[rows], piece, carry=None if late is None else short)
+                owed = short.take()
+            out[rows].add_(result)
+            if owed is not None and late is not None:
+                owed.collect()
+                late[rows].copy_(owed.rows)
+            yield
+
+    def _stream_experts(
+        self, passing: Passing, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
+    ) -> Iterator[None]:
+        slots, host = self._split(routing, num_deferred=0 if late is None else self._num_deferred)
+        for rows in _pieces(len(x), self._host.max_tokens):
+            if self._device is not None and slots is not None:
+                self._device.add(x[rows], slots[rows], routing.weights[rows], out[rows])
+                yield
+        sums = (out,) if late is None else (out, late)
+        parts = [
+            Part(Routing(ids, routing.weights), total)
+            for ids, total in zip(host, sums, strict=True)
+        ]
+        yield from passing.run_all(routing.ids, x=x, parts=parts)
 
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids
@@ -124,6 +157,35 @@ class HybridExperts:
             return Split(slots, (host,))
         late = _least(routing.weights, num_deferred)
         return Split(slots, (host.masked_fill(late, NOWHERE), host.masked_fill(~late, NOWHERE)))
+
+    def _choose(self, ids: Tensor, host: tuple[Tensor, ...]) -> tuple[int, ...]:
+        """Experts of the host that this call has on the device. What is deferred stays."""
+        if self._passing is None or not self._passing.pays(len(ids)):
+            return ()
+        for late in host[1:]:
+            ids = ids.masked_fill(late != NOWHERE, NOWHERE)
+        return self._passing.choose(ids)
+
+    def _on_device(
+        self, x: Tensor, slots: Tensor | None, others: Routing, passers: tuple[int, ...]
+    ) -> Tensor:
+        """What residents give, and of the `others` those who pass: [tokens, hidden] float32."""
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if self._device is not None and slots is not None:
+            self._device.add(x, slots, others.weights, out)
+        if self._passing is not None and passers:
+            for _ in self._passing.run(passers, x=x, parts=[Part(others, out)]):
+                pass
+        return out
+
+
+def _without(passers: tuple[int, ...], host: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The host's ids, but for those who pass through the device."""
+    if not passers:
+        return host
+    now, *late = host
+    passes = torch.isin(now, torch.tensor(passers, dtype=now.dtype, device=now.device))
+    return (now.masked_fill(passes, NOWHERE), *late)
 
 
 def _least(weights: Tensor, number: int) -> Tensor:

@@ -83,7 +83,7 @@ class ExpertBank:
         self._dtype = torch.float32 if dtype is torch.float32 else torch.bfloat16
         self._limits, self._division = limits, division
         self._pool = open_pool(config)
-        self._layers: Sequence[Experts] = ()
+        self._layers: list[Experts] = []
         self.host_layers: list[native.ExpertLayer] = []
         """What the library holds of each layer."""
         self.sides: Sides | None = None
@@ -128,7 +128,8 @@ class ExpertBank:
         """
         if self._division is not None:
             handoff = self._handoff_shape(self._division, maps)
-            self.sides = Sides(self._division, plan, maps, handoff)
+            threads = self._pool.num_threads
+            self.sides = Sides(self._division, plan, maps, handoff, pool_threads=threads)
         for index, weights in enumerate(maps):
             layer = self._new_layer(weights, plan.held[index], plan.activations[index])
             self.host_layers.append(layer)
@@ -138,16 +139,18 @@ class ExpertBank:
                 except (native.NativeError, ValueError) as error:
                     gate = weights.gate.format(expert)  # tells the layer, too
                     raise native.NativeError(f"the expert of {gate!r}: {error}") from error
-        self._layers = self._join()
+            self._layers.append(self._join(index, layer))
+        if self.sides is not None:
+            self.sides.measure(self.host_layers, self._dtype)
 
     def _take(self, index: int, expert: int, matrices: Matrices) -> None:
         if self.sides is None or not self.sides.take(index, expert, matrices):
             matrices.pack_into(self.host_layers[index], expert)
 
-    def _join(self) -> Sequence[Experts]:
+    def _join(self, index: int, layer: native.ExpertLayer) -> Experts:
         if self.sides is None:
-            return [HostExperts(layer, dtype=self._dtype) for layer in self.host_layers]
-        return self.sides.join(self.host_layers, pool_threads=self._pool.num_threads)
+            return HostExperts(layer, dtype=self._dtype)
+        return self.sides.join(index, layer)
 
     def _handoff_shape(self, division: Division, maps: Sequence[ExpertWeights]) -> HandoffShape:
         return HandoffShape(
@@ -174,13 +177,13 @@ class ExpertBank:
 
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
-        self._layers = ()
+        self._layers.clear()
         if self.sides is not None:
             self.sides.close()
-            self.sides = None
         for layer in self.host_layers:
             layer.close()
         self.host_layers.clear()
+        self.sides = None
         self._pool.close()
 
 

@@ -7,7 +7,7 @@ meanwhile, and adds up what has come back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from kttrio.device.base import Device
 from kttrio.experts.block import Beside
 from kttrio.experts.carry import Carry, Rows
 from kttrio.experts.handoff import HostSide
-from kttrio.experts.passing import Passing
+from kttrio.experts.passing import RingSide
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots, Residency
 from kttrio.experts.streamed import Part
@@ -30,12 +30,23 @@ class DeviceSide:
     def __init__(self, residency: Residency, slots: ExpertSlots, device: Device) -> None:
         self.residency, self._slots, self._device = residency, slots, device
 
+    def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
+        """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        self.add(x, slots, weights, out)
+        return out
+
     def add(self, x: Tensor, slots: Tensor, weights: Tensor, out: Tensor) -> None:
-        """Add their weighted sum to `out` [tokens, hidden] float32; slots [tokens, top_k], -1 for
-        who is not here."""
-        stacks, form = self._slots.stacks, self._slots.shape.target.form
-        fixed = self._device.is_capturing
-        grouped_mlp(x, slots, weights, stacks, form=form, out=out, fixed=fixed)
+        """Add that sum to `out`."""
+        grouped_mlp(
+            x,
+            slots,
+            weights,
+            self._slots.stacks,
+            form=self._slots.shape.target.form,
+            out=out,
+            fixed=self._device.is_capturing,
+        )
 
 
 class Split(NamedTuple):
@@ -56,21 +67,20 @@ class HybridExperts:
     the host's part and what was deferred are then added in float32, in this order, and the sum is
     rounded once. In float32 only the order of additions differs.
 
-    Which experts a token meets, and which of them are deferred, depends neither on other tokens nor
-    on how a prompt is cut.
+    A token's result depends neither on the others nor on how a prompt is cut.
     """
 
     def __init__(
         self,
         host: HostSide,
         device: DeviceSide | None,
+        ring: RingSide | None = None,
         *,
         num_deferred: int = 0,
-        passing: Passing | None = None,
     ) -> None:
-        """`device` is None where no expert lives on it, now or later; `passing` where there is no
-        ring. `num_deferred`: see `Division.max_deferred`."""
-        self._host, self._device, self._passing = host, device, passing
+        """`device` is None where no expert lives on it, now or later, `ring` where none passes
+        through it. `num_deferred`: see `Division.max_deferred`."""
+        self._host, self._device, self._ring = host, device, ring
         self._num_deferred = num_deferred
 
     def forward(
@@ -82,71 +92,80 @@ class HybridExperts:
     ) -> Tensor:
         """As `Experts.forward`. What goes wrong on the host is raised where the device is
         synchronised; the result is then of no use."""
-        slots, host = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
+        split = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
         owed = None if carry is None else carry.take()
+        now, *late_ids = split.host
+        passing = None if self._ring is None else self._ring.choose(now)
         parts: list[Tensor] = []
         with ExitStack() as under_way:
             if owed is not None:
                 under_way.callback(owed.collect)
-            passers = self._choose(routing.ids, host)
-            sent, *late = self._host.start(x, routing.weights, *_without(passers, host))
+            left = now if passing is None else passing.left
+            sent, *late = self._host.start(x, routing.weights, left, *late_ids)
             under_way.callback(sent.collect)
             if carry is not None and late:
                 carry.owe(*late)
-            if slots is not None or passers:
-                here = Routing(host[0], routing.weights)
-                parts.append(self._on_device(x, slots, here, passers))
+            if self._device is not None and split.slots is not None:
+                parts.append(self._device.forward(x, split.slots, routing.weights))
             if beside is not None:
                 parts.append(beside())
+            if passing is not None:
+                parts.append(passing.sum(x, routing.weights))
         parts.append(sent.rows)
         return _sum(parts if owed is None else [*parts, owed.rows], x.dtype)
 
     def stream(
         self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
     ) -> Iterator[None]:
-        """As `Experts.stream`; without a ring in pieces that a step might have brought."""
+        """As `Experts.stream`. Without a ring in pieces that a step might have brought."""
         owed = None if carry is None else carry.take()
         if owed is not None:
             owed.collect()
             out.add_(owed.rows)
-        late = None
-        if carry is not None and self._num_deferred:
-            late = torch.zeros_like(out)
-        if self._passing is None:
-            yield from self._stream_pieces(x, routing, out, late)
+        late = torch.zeros_like(out) if carry is not None and self._num_deferred else None
+        if self._ring is None:
+            yield from self._in_pieces(x, routing, out, late)
         else:
-            yield from self._stream_experts(self._passing, x, routing, out, late)
+            yield from self._through(self._ring, x, routing, [out] if late is None else [out, late])
         if carry is not None and late is not None:
             carry.owe(Rows(late))
 
-    def _stream_pieces(
+    def _in_pieces(
         self, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
     ) -> Iterator[None]:
         for rows in _pieces(len(x), self._host.max_tokens):
-            piece = Routing(routing.ids[rows], routing.weights[rows])
             with Carry() as short:
-                result = self.forward(x[rows], piece, carry=None if late is None else short)
-                owed = short.take()
-            out[rows].add_(result)
-            if owed is not None and late is not None:
-                owed.collect()
-                late[rows].copy_(owed.rows)
+                piece = Routing(routing.ids[rows], routing.weights[rows])
+                carry = None if late is None else short
+                out[rows].add_(self.forward(x[rows], piece, carry=carry))
+                if late is not None and (owed := short.take()) is not None:
+                    owed.collect()
+                    late[rows].copy_(owed.rows)
             yield
 
-    def _stream_experts(
-        self, passing: Passing, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
+    def _through(
+        self, ring: RingSide, x: Tensor, routing: Routing, outs: list[Tensor]
     ) -> Iterator[None]:
-        slots, host = self._split(routing, num_deferred=0 if late is None else self._num_deferred)
+        """The host stays free: its experts come to the device, those that are hit. What the
+        device has is computed first, while the first of them are copied."""
+        with ring.residency.held():
+            split = self._split(routing, num_deferred=0 if len(outs) == 1 else self._num_deferred)
+            choices = zip(split.host, outs, strict=True)
+            parts = [Part(Routing(ids, routing.weights), rows) for ids, rows in choices]
+            with closing(ring.stream(ring.hit(routing.ids), x, parts)) as passing:
+                next(passing)
+                yield from self._add_residents(x, split.slots, routing.weights, outs[0])
+                yield from passing
+        ring.prefetch_next()
+
+    def _add_residents(
+        self, x: Tensor, slots: Tensor | None, weights: Tensor, out: Tensor
+    ) -> Iterator[None]:
+        if self._device is None or slots is None:
+            return
         for rows in _pieces(len(x), self._host.max_tokens):
-            if self._device is not None and slots is not None:
-                self._device.add(x[rows], slots[rows], routing.weights[rows], out[rows])
-                yield
-        sums = (out,) if late is None else (out, late)
-        parts = [
-            Part(Routing(ids, routing.weights), total)
-            for ids, total in zip(host, sums, strict=True)
-        ]
-        yield from passing.run_all(routing.ids, x=x, parts=parts)
+            self._device.add(x[rows], slots[rows], weights[rows], out[rows])
+            yield
 
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids
@@ -157,35 +176,6 @@ class HybridExperts:
             return Split(slots, (host,))
         late = _least(routing.weights, num_deferred)
         return Split(slots, (host.masked_fill(late, NOWHERE), host.masked_fill(~late, NOWHERE)))
-
-    def _choose(self, ids: Tensor, host: tuple[Tensor, ...]) -> tuple[int, ...]:
-        """Experts of the host that this call has on the device. What is deferred stays."""
-        if self._passing is None or not self._passing.pays(len(ids)):
-            return ()
-        for late in host[1:]:
-            ids = ids.masked_fill(late != NOWHERE, NOWHERE)
-        return self._passing.choose(ids)
-
-    def _on_device(
-        self, x: Tensor, slots: Tensor | None, others: Routing, passers: tuple[int, ...]
-    ) -> Tensor:
-        """What residents give, and of the `others` those who pass: [tokens, hidden] float32."""
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        if self._device is not None and slots is not None:
-            self._device.add(x, slots, others.weights, out)
-        if self._passing is not None and passers:
-            for _ in self._passing.run(passers, x=x, parts=[Part(others, out)]):
-                pass
-        return out
-
-
-def _without(passers: tuple[int, ...], host: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The host's ids, but for those who pass through the device."""
-    if not passers:
-        return host
-    now, *late = host
-    passes = torch.isin(now, torch.tensor(passers, dtype=now.dtype, device=now.device))
-    return (now.masked_fill(passes, NOWHERE), *late)
 
 
 def _least(weights: Tensor, number: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
@@ -21,13 +21,11 @@ from torch import Tensor
 
 from kttrio import native
 from kttrio.device.base import Device, Event, Stream
+from kttrio.experts.costs import Rates
 from kttrio.experts.feeders import Feeders, Load
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots
 from kttrio.layers.grouped import grouped_mlp
-
-LEAST_TOKENS = 32
-"""With fewer in a call it is not worth looking which experts they chose."""
 
 LEAST_SLOTS = 2
 """Of a ring: one computes while the other is filled."""
@@ -64,6 +62,8 @@ class Ring:
         self.is_busy = False
         """A call is under way, if only between two of its groups: its layer's experts must stay
         where they are until it is through."""
+        self.rates: Rates | None = None
+        """What experts cost here, once it is measured."""
         self.num_sent = 0
         """Experts copied to the device, those for nothing too."""
         self.num_wasted = 0
@@ -91,12 +91,12 @@ class Ring:
         *,
         x: Tensor,
         parts: Sequence[Part],
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Add to each part what these experts of the layer give for x [tokens, hidden].
 
-        All tensors are on the device. Every expert is copied once. Yields after each group of them,
-        when other work may run; the device may still be at it. RuntimeError while another call is
-        under way.
+        All tensors are on the device. Every expert is copied once. Yields when the first copies are
+        on their way, and after each group of experts: other work may run then. The device may still
+        be at it in the end. RuntimeError while another call is under way.
         """
         if self.is_busy:
             raise RuntimeError("the ring of experts is in use: that call must end first")
@@ -106,6 +106,7 @@ class Ring:
             left = self._left(layer, experts)
             call = _Call(frozenset(experts), x, parts)
             self._fetch(layer, left)
+            yield
             while self._ahead:
                 left.extend(self._compute(self._ahead.popleft(), call))
                 self._fetch(layer, left)
@@ -118,9 +119,8 @@ class Ring:
         """Fill the ring, under whatever comes next, with those of these experts that the layer's
         past calls had most. A call for another layer gives them up again."""
         past = self._past.get(layer, Counter())
-        self._give_up()
         likely = sorted(experts, key=past.__getitem__, reverse=True)
-        self._fetch(layer, deque(likely), is_guess=True)
+        self._fetch(layer, self._left(layer, likely), is_guess=True)
 
     def _left(self, layer: native.ExpertLayer, experts: Sequence[int]) -> deque[int]:
         """Those experts that are not on their way. What is for another layer is given up."""

@@ -86,20 +86,21 @@ def machine(
     device: Device | None = None,
     num_slots: int = 6,
     num_layers: int = 1,
+    num_settled: int = 1,
     threads: Executor | None = None,
 ) -> Iterator[Machine]:
-    """The ring has all of the slots but the first."""
+    """The ring's slots come after those that are settled."""
     device = device or HostDevice()
     shape = SlotShape(HIDDEN, INNER, Target(kind.weight_format, kind.group_size))
     experts = [
         random_experts(NUM_EXPERTS, HIDDEN, INNER, kind=kind, seed=n) for n in range(num_layers)
     ]
-    slots = ExpertSlots(shape, num_slots + 1, device=device.where)
+    slots = ExpertSlots(shape, num_settled + num_slots, device=device.where)
     feeders = Feeders(slots, device, pool_threads=1, threads=threads)
     feeders.batch = 2
-    ring = Ring(feeders, range(1, num_slots + 1), num_experts=NUM_EXPERTS)
+    ring = Ring(feeders, range(num_settled, slots.num_slots), num_experts=NUM_EXPERTS)
     with Pool(threads=1) as pool:
-        layers = [make_layer(pool, one, activation="float32") for one in experts]
+        layers = [make_layer(pool, one, activation="float32", max_tokens=128) for one in experts]
         try:
             yield Machine(device, ring, layers, experts)
         finally:

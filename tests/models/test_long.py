@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from kttrio.config import EngineConfig, ExpertConfig, ModelConfig
+from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, RunnerConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner.build import build_runner
@@ -34,7 +34,7 @@ def runner(checkpoint):
     drafting = "mtp_logits" in load_golden(checkpoint)
     engine = replace(ENGINE, speculative_algorithm="MTP" if drafting else None)
     model = ModelConfig(model=checkpoint, dtype="float32")
-    runner = build_runner(model, ExpertConfig(kt_cpuinfer=2), engine)
+    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), engine))
     yield runner
     runner.close()
 
@@ -127,7 +127,7 @@ def test_images_in_a_long_prompt_are_seen_as_in_chunks(num_drafts):
         speculative_num_draft_tokens=num_drafts or 1,
     )
     model = ModelConfig(model=FIXTURES / "qwen3_5_moe", dtype="float32")
-    runner = build_runner(model, ExpertConfig(kt_cpuinfer=2), engine)
+    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), engine))
     ids = [*range(2, 9), *[250] * 8, *range(20, 26), *[250] * 15, *range(40, 47)]
     images = (image_input(7, 2, 4, token_side=8), image_input(21, 5, 3, token_side=8))
     requests = [
@@ -148,7 +148,7 @@ def test_images_in_a_long_prompt_are_seen_as_in_chunks(num_drafts):
 def test_bfloat16_answers_are_those_of_transformers(chats):
     engine = replace(ENGINE, chunked_prefill_size=48, max_total_tokens=8000)
     model = ModelConfig(model=chats, dtype="bfloat16")
-    runner = build_runner(model, ExpertConfig(kt_cpuinfer=2), engine)
+    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), engine))
     cases = json.loads((chats / "golden.json").read_text())
     asked = [request(case["prompt_ids"], len(case["answer_ids"]), logprobs=None) for case in cases]
     found, plans = heard(with_long(runner, 8, 100), asked)

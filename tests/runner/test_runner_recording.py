@@ -41,7 +41,7 @@ def settings(mode: str | None = "stat", size: int | None = None, directory: Path
     return RecordingConfig(mode, size, directory)
 
 
-def build(name: str, recording: RecordingConfig | None, **engine):
+def build(name: str, recording: RecordingConfig, **engine):
     return build_runner(
         RunnerConfig(
             ModelConfig(model=FIXTURES / name, dtype="float32"),
@@ -194,7 +194,7 @@ def test_answers_do_not_change(tmp_path):
         runner.close()
         return drawn
 
-    assert tokens(settings("per_token", -1, tmp_path)) == tokens(None)
+    assert tokens(settings("per_token", -1, tmp_path)) == tokens(settings(None))
 
 
 def test_without_a_mode_nothing_listens():

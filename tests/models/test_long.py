@@ -24,6 +24,8 @@ from kttrio.plan import Chunk, StepPlan
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner.build import build_runner
 from kttrio.runner.runner import Runner
+from tests.device.shuffled import ShuffledDevice
+from tests.experts.rings import AtOnce
 from tests.golden import FIXTURES, load_golden
 from tests.pictures import image_input
 
@@ -158,6 +160,19 @@ def heard_of(name, build_other, other, **placement):
     passing.close()
     plain.close()
     return found, expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_order_of_the_device_shows(seed):
+    """Copies are as late or early as events allow, while others decode between the units."""
+    device = ShuffledDevice(seed)
+    with (
+        patch("kttrio.runner.build.open_device", lambda *_: device),
+        patch("kttrio.experts.feeders.ThreadPoolExecutor", lambda *_, **__: AtOnce()),
+        device.stirred(),
+    ):
+        name = ON_BOTH_SIDES[seed % len(ON_BOTH_SIDES)]
+        assert_same(*heard_of(name, build, {}))
 
 
 @pytest.mark.parametrize("number", [0, 3, 8])

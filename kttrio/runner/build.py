@@ -16,6 +16,7 @@ from kttrio.layers.cache import LayerCache
 from kttrio.models import base, loading
 from kttrio.plan import Capacity
 from kttrio.runner.device import find_machine, open_device
+from kttrio.runner.graphs import DecodeGraphs, GraphRoom
 from kttrio.runner.machine import available_cores
 from kttrio.runner.memory import MemoryPlan
 from kttrio.runner.planning import Start, extras, plan_start
@@ -72,8 +73,11 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             progress=progress,
         )
         undo.callback(loaded.close)
+        spare = bool(plan.graph_sizes)  # a page and a slot for rows that pad
         caches = loaded.new_caches(
-            num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
+            num_pages=plan.num_pages + spare,
+            page_size=plan.page_size,
+            num_slots=plan.num_slots + spare,
         )
         _touch(caches)
         runner = Runner(
@@ -83,8 +87,9 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             device=start.machine.where,
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),
-            main=None if device is None else device.main,
-            updater=None if state is None else new_updater(start.config, loaded, counts, state),
+            seam=device,
+            graphs=_capture(start, loaded, caches, device),
+            updater=new_updater(start.config, loaded, counts, state) if state else None,
             facts=_facts(loaded, start),
         )
         undo.pop_all()
@@ -105,6 +110,21 @@ def _divide(start: Start, device: Device, counts: Tensor | None) -> Division:
         prefill_threshold=plan.long_tokens,
         max_deferred=portion.max_deferred,
     )
+
+
+def _capture(
+    start: Start, model: base.CausalLM, caches: list[LayerCache], device: Device | None
+) -> DecodeGraphs | None:
+    plan = start.plan
+    if device is None or not plan.graph_sizes:
+        return None
+    room = GraphRoom(
+        page_size=plan.page_size,
+        max_pages=-(-plan.context_length // plan.page_size),
+        spare_page=plan.num_pages,
+        spare_slot=plan.num_slots,
+    )
+    return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
 
 
 def _set_threads(dense_bytes: int) -> None:

@@ -83,7 +83,7 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
     note_device(config.device, machine.kind)
     note_portion(config.placement, machine.kind, portion)
-    needs = Needs(estimate, config.engine, recording, portion)
+    needs = Needs(estimate, config.engine, recording, portion, config.device)
     try:
         plan = plan_memory(needs, machine)
     except NoRoom as error:

@@ -116,7 +116,7 @@ def _error(bank: ExpertBank, checked: Checked, layer: int, way: _Way) -> float:
     for expert in way.experts:
         gate, up, down = _matrices(checked.checkpoint, weights, held, expert)
         rows = x.float()
-        share = (ids == expert).sum(1, keepdim=True) / checked.top_k
+        share = _weights(checked.top_k).where(ids == expert, 0).sum(1, keepdim=True)
         expected += share * ((F.silu(rows @ gate.T) * (rows @ up.T)) @ down.T)
     found = _compute(bank, layer, x, ids, streamed=way.streamed)
     norms = torch.linalg.vector_norm(expected, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
@@ -132,11 +132,17 @@ def _choices(experts: list[int], top_k: int) -> Tensor:
     return ids
 
 
+def _weights(top_k: int) -> Tensor:
+    """Of a token's choices, [top_k]: no two alike, or one could stand in another's place."""
+    falling = torch.arange(top_k, 0, -1, dtype=torch.float32)
+    return falling / falling.sum()
+
+
 def _compute(bank: ExpertBank, layer: int, x: Tensor, ids: Tensor, *, streamed: bool) -> Tensor:
-    """Choices of equal weight, as a step or a long prompt has them: [tokens, hidden] float32."""
+    """What was chosen, as a step or a long prompt has it: [tokens, hidden] float32."""
     experts, sides = bank.layers[layer], bank.sides
     where = torch.device("cpu") if sides is None else sides.division.device.where
-    weights = torch.full(ids.shape, 1 / ids.shape[1])
+    weights = _weights(ids.shape[1]).expand(ids.shape).contiguous()
     routing = Routing(ids.to(where), weights.to(where))
     if streamed:
         out = torch.zeros(x.shape, dtype=torch.float32, device=where)

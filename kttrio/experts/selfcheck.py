@@ -20,6 +20,7 @@ from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats import base as formats
+from kttrio.weights.formats.base import PLAIN
 from kttrio.weights.loader import ExpertWeights
 from kttrio.weights.quantize import Target, quantise
 
@@ -161,4 +162,5 @@ def _matrices(
     """gate, up and down as they should be held, in float32."""
     form = formats.find(held.form)
     found = (quantise(checkpoint, part, held).packed for part in weights.parts(expert))
-    return [form.dequantize(packed, torch.float32) for packed in found]
+    plain = (form.dequantize(packed, torch.float32) for packed in found)
+    return [each.bfloat16().float() if held.form == PLAIN else each for each in plain]

@@ -73,7 +73,7 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             progress=progress,
         )
         undo.callback(loaded.close)
-        spare = bool(plan.graph_sizes)  # a page and a slot for rows that pad
+        spare = 1 if plan.graph_sizes else 0
         caches = loaded.new_caches(
             num_pages=plan.num_pages + spare,
             page_size=plan.page_size,
@@ -88,8 +88,8 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),
             seam=device,
-            graphs=_capture(start, loaded, caches, device),
-            updater=new_updater(start.config, loaded, counts, state) if state else None,
+            graphs=None if device is None else _capture(loaded, caches, plan, device),
+            updater=None if state is None else new_updater(start.config, loaded, counts, state),
             facts=_facts(loaded, start),
         )
         undo.pop_all()
@@ -113,10 +113,10 @@ def _divide(start: Start, device: Device, counts: Tensor | None) -> Division:
 
 
 def _capture(
-    start: Start, model: base.CausalLM, caches: list[LayerCache], device: Device | None
+    model: base.CausalLM, caches: list[LayerCache], plan: MemoryPlan, device: Device
 ) -> DecodeGraphs | None:
-    plan = start.plan
-    if device is None or not plan.graph_sizes:
+    """The caches have a page and a slot more than the plan: for padding."""
+    if not plan.graph_sizes:
         return None
     room = GraphRoom(
         page_size=plan.page_size,
@@ -162,8 +162,13 @@ def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
+        **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
         **({"recording": describe(recorded)} if recorded is not None else {}),
     }
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return f"decode steps of {', '.join(map(str, sizes))} sequences are captured"
 
 
 def _touch(caches: list[LayerCache]) -> None:

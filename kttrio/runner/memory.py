@@ -7,19 +7,19 @@ device.py's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 
-from kttrio.config import ConfigError, DeviceConfig, EngineConfig
+from kttrio.config import ConfigError, EngineConfig
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
-from kttrio.runner.graphs import graph_sizes
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.logprobs import BLOCK_ROWS
 from kttrio.runner.passage import passage_bytes
 from kttrio.runner.portion import ALL_ON_HOST, Portion
@@ -29,9 +29,9 @@ _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_GRAPH_BYTES = 2**24  # some thousand launches
 _BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
 _STAGED_EXPERTS = 4
+_GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
 
 
@@ -71,7 +71,7 @@ class MemoryPlan:
     long_tokens: int = 0
     max_long_tokens: int = 0
     graph_sizes: tuple[int, ...] = ()
-    """Numbers of sequences whose decode steps are captured."""
+    """Sequences of the decode steps that are captured."""
 
     @property
     def device_memory(self) -> Memory:
@@ -120,7 +120,12 @@ class Needs:
     recording: RecorderSettings | None = None
     portion: Portion | None = None
     """None: all experts are the CPU's, and so is all the rest."""
-    device: DeviceConfig = field(default_factory=DeviceConfig)
+    graphs: GraphWish | None = None
+    """None: no step is captured."""
+
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
 
     @property
     def context(self) -> int:
@@ -168,8 +173,7 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
     others = [*_host_rows(needs), *_device_rows(needs, where)]
     asked = [*_expert_rows(needs, portion.num_experts or 0, where), *others]
     num_pages = _num_kv_pages(needs, memories[-1], asked)
-    spare = bool(_graph_sizes(needs, where))
-    others.append(MemoryRow("KV cache", where, (num_pages + spare) * _page_bytes(needs)))
+    others.append(MemoryRow("KV cache", where, num_pages * _page_bytes(needs)))
     resident = portion.num_experts
     if resident is None:
         resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
@@ -188,7 +192,7 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
         num_spare_slots=portion.num_spare_slots,
         long_tokens=portion.long_tokens,
         max_long_tokens=portion.max_long_tokens,
-        graph_sizes=_graph_sizes(needs, where),
+        graph_sizes=needs.graph_sizes,
     )
 
 
@@ -252,12 +256,11 @@ def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
 def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     """What is where the dense layers are, but for experts and the KV cache."""
     estimate, engine, portion = needs.estimate, needs.engine, needs.portion
-    sizes = _graph_sizes(needs, where)
-    states = (engine.max_running_requests + bool(sizes)) * estimate.cache_shape.bytes_per_slot
+    states = engine.max_running_requests * estimate.cache_shape.bytes_per_slot
     yield MemoryRow("dense weights", where, estimate.dense_bytes)
     yield MemoryRow("recurrent states", where, states)
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
-    yield from _row("captured steps", where, _graph_bytes(needs, sizes))
+    yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
         each = passage_bytes(
@@ -268,6 +271,18 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
             deferred=portion.max_deferred > 0,
         )
         yield from _row("long prompts", where, portion.max_long_tokens * each)
+
+
+def _graph_bytes(needs: Needs) -> int:
+    """What captured steps keep: their inputs and what is computed on the way, the page and the slot
+    that padding writes to, and each graph itself."""
+    if not needs.graph_sizes:
+        return 0
+    estimate, most = needs.estimate, needs.graph_sizes[-1]
+    tables = most * _num_pages(needs.context, needs.engine) * torch.int64.itemsize
+    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
+    spare = _page_bytes(needs) + estimate.cache_shape.bytes_per_slot
+    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
@@ -337,19 +352,6 @@ def _scratch_bytes(needs: Needs) -> int:
     keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
-
-
-def _graph_sizes(needs: Needs, where: str) -> tuple[int, ...]:
-    config, slots = needs.device, needs.engine.max_running_requests
-    if where != "cuda" or config.disable_cuda_graph:
-        return ()
-    return graph_sizes(config.cuda_graph_bs, most=min(config.cuda_graph_max_bs or slots, slots))
-
-
-def _graph_bytes(needs: Needs, sizes: Sequence[int]) -> int:
-    """They share the rows of the largest; each has its kernels and their arguments."""
-    rows = max(sizes, default=0) * needs.estimate.shape.hidden_size * _HIDDEN_ROWS
-    return rows * torch.float32.itemsize + len(sizes) * _GRAPH_BYTES
 
 
 def _staging_bytes(needs: Needs, portion: Portion) -> int:

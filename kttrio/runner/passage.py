@@ -238,9 +238,9 @@ def passage_bytes(
     """What each token of a prompt takes while it passes, beside what steps take: its rows, who was
     chosen for it, and what the layers leave to each other. `row_bytes`: of one, in the model's
     dtype."""
-    rows = (4 if deferred else 2) * row_bytes  # what is owed to a layer, and by it
-    summed = shape.hidden_size * torch.float32.itemsize
+    sums = 3 if deferred else 1  # also what is owed to a layer, and by it
+    rows = 2 * row_bytes + sums * shape.hidden_size * torch.float32.itemsize
     chosen = shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
     heard = shape.num_layers * shape.top_k * torch.int32.itemsize if recorded else 0
     # Twice: pieces, and the whole that is made of them.
-    return rows + summed + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES
+    return rows + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES

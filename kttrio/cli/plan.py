@@ -167,7 +167,7 @@ def _divided(report: dict[str, Any]) -> dict[str, str]:
     if experts["ring"]:
         found["ring"] = f"{experts['ring']} experts on their way at a time"
     if report["long_tokens"]:
-        found["long prompts"] = (
+        found["prompts"] = (
             f"from {report['long_tokens']} tokens on layer by layer, {report['max_long_tokens']} "
             "at a time"
         )

@@ -80,9 +80,12 @@ class CudaGraph:
 class CudaDevice:
     """`Device` of `--device cuda`. Used from one thread at a time."""
 
-    def __init__(self, where: torch.device, *, handoff: Handoff = "host-function") -> None:
-        """`where` names a GPU by its number. Where streams cannot start jobs: DriverError."""
-        self.where = where
+    def __init__(
+        self, where: torch.device | None = None, *, handoff: Handoff = "host-function"
+    ) -> None:
+        """`where` names a GPU by its number; default: torch's current one. DriverError where
+        streams cannot start jobs."""
+        self.where = where = where or torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(where)
         self.main = CudaStream("main", self, None)
         self.messenger = _messenger(where, handoff)

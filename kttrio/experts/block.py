@@ -80,10 +80,11 @@ class MoEBlock(nn.Module):
         if shared != "none":
             self.shared = GatedMLP(hidden_size, shared_size, dtype=dtype)
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        """[tokens, hidden]; without a carry nothing is deferred."""
+    def forward(self, x: Tensor, carry: Carry | None = None, live: Tensor | None = None) -> Tensor:
+        """[tokens, hidden]; without a carry nothing is deferred. `live` [tokens] bool: tokens
+        without it use no experts; None: all do."""
         scores = F.linear(x.float(), self.gates)
-        routing = self._route(scores)
+        routing = self._route(scores, live)
         beside = None if self.shared is None else partial(self._shared, self.shared, x, scores)
         return self.experts.forward(x, routing, beside, carry)
 
@@ -104,8 +105,10 @@ class MoEBlock(nn.Module):
         ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
         yield from self.experts.stream(x, Routing(ids, weights), out, carry)
 
-    def _route(self, scores: Tensor) -> Routing:
+    def _route(self, scores: Tensor, live: Tensor | None = None) -> Routing:
         routing = self.router.route(scores[:, : self.router.num_experts], self.bias)
+        if live is not None:
+            routing = routing.only(live)
         for listener in self.listeners:
             listener(routing.ids)
         return routing

@@ -16,10 +16,10 @@ from torch import Tensor
 HALF_LIFE = 2**14
 """Tokens after which what was counted weighs half. Some long answers, so that a new topic is
 followed within minutes; yet enough that the counts of hundreds of experts are no mere chance."""
-MARGIN = 3.0
+MARGIN = 2.0
 """Standard deviations by which two counts must differ. Where many experts are used alike, the
 luckiest would else take the place of the unluckiest again and again."""
-EVERY_TOKENS = 64
+EVERY_TOKENS = 16
 """A look at the counts costs a small copy from the device, and decides on a few swaps at most."""
 
 
@@ -182,6 +182,7 @@ def choose_swaps(counts: Tensor, mask: Tensor, *, limit: int, margin: float = 0.
 def swapped(mask: Tensor, swaps: list[Swap]) -> Tensor:
     """The mask once these swaps are done; a copy."""
     after = mask.clone()
-    for promoted, demoted in swaps:
-        after[promoted], after[demoted] = True, False
+    if swaps:
+        promoted, demoted = torch.tensor(swaps).unbind(1)
+        after[promoted.unbind(1)], after[demoted.unbind(1)] = True, False
     return after

@@ -116,6 +116,8 @@ class Swapper:
         try:
             yield from self._copied(self._slots.slot(lane.spare), lane.up)
             yield from _done(written)
+            while up.residency.is_held or down.residency.is_held:
+                yield
             up.residency.place(rising, lane.spare)
         except BaseException:
             self._thread.submit(down.host.clear_expert, falling)

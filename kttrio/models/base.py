@@ -45,6 +45,8 @@ class CacheShape:
     """Kept of each token, of a sequence with drafts, until it is known which of them stand."""
     bytes_gathered: int = 0
     """Keys and values of a token in the layer that has most: attention copies them side by side."""
+    by_pages: bool = False
+    """Of a layer: kernels of attention, where there are some, read keys where they are."""
     bytes_chosen: int = 0
     """Which keys a token attends to, as one layer leaves it to the next; 0: nothing is left."""
 
@@ -187,6 +189,11 @@ class CausalLM(nn.Module, ABC):
     @property
     def context_length(self) -> int:
         return self.shape.context_length
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Of a token between two layers."""
 
     @property
     def num_layers(self) -> int:

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from kttrio.config import ConfigError, RunnerConfig
+from kttrio.device.base import Device
+from kttrio.experts.division import Division
 from kttrio.layers.cache import LayerCache
 from kttrio.models import base, loading
 from kttrio.plan import Capacity
-from kttrio.runner.device import find_machine
+from kttrio.runner.device import find_machine, open_device
+from kttrio.runner.graphs import DecodeGraphs, GraphRoom
 from kttrio.runner.machine import available_cores
 from kttrio.runner.memory import MemoryPlan
 from kttrio.runner.planning import Start, extras, plan_start
+from kttrio.runner.portion import ALL_ON_HOST, choose_mask, recorded_counts
 from kttrio.runner.recording import describe, make_directory, new_recorder
 from kttrio.runner.runner import Runner
+from kttrio.runner.update import new_updater, open_state
 from kttrio.weights.loader import Progress
 
 _SMALL_MODEL_BYTES = 256 * 2**20
@@ -49,7 +54,13 @@ def build_runner(
 
 def load_runner(start: Start, progress: Progress | None) -> Runner:
     """What the plan says, allocated and touched."""
-    plan, recorded = start.plan, start.needs.recording
+    plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
+    placement = start.config.placement
+    counts = recorded_counts(placement, grid)
+    state = open_state(start.config, grid) if plan.num_spare_slots else None
+    if counts is None and state is not None:
+        counts = state.read()
+    device = open_device(start.machine.kind) if start.needs.portion else None
     with ExitStack() as undo:
         loaded = loading.load_model(
             start.directory,
@@ -57,11 +68,16 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             experts=start.config.experts,
             max_step_tokens=plan.max_step_tokens,
             extras=extras(start.config),
+            division=None if device is None else _divide(start, device, counts),
+            backend=start.backend,
             progress=progress,
         )
         undo.callback(loaded.close)
+        spare = 1 if plan.graph_sizes else 0
         caches = loaded.new_caches(
-            num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
+            num_pages=plan.num_pages + spare,
+            page_size=plan.page_size,
+            num_slots=plan.num_slots + spare,
         )
         _touch(caches)
         runner = Runner(
@@ -71,10 +87,44 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             device=start.machine.where,
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),
+            seam=device,
+            graphs=None if device is None else _capture(loaded, caches, plan, device),
+            updater=None if state is None else new_updater(start.config, loaded, counts, state),
             facts=_facts(loaded, start),
         )
         undo.pop_all()
     return runner
+
+
+def _divide(start: Start, device: Device, counts: Tensor | None) -> Division:
+    """Who lives where. Experts in use that are known from before decide it unless a flag does."""
+    plan, portion = start.plan, start.needs.portion or ALL_ON_HOST
+    strategy = start.config.placement.kt_expert_placement_strategy
+    if strategy is None and counts is not None and plan.num_spare_slots:
+        strategy = "frequency"
+    return Division(
+        device=device,
+        mask=choose_mask(strategy, start.estimate.grid, plan.num_device_experts, counts),
+        num_ring_slots=plan.num_ring_slots,
+        num_spare_slots=plan.num_spare_slots,
+        prefill_threshold=plan.long_tokens,
+        max_deferred=portion.max_deferred,
+    )
+
+
+def _capture(
+    model: base.CausalLM, caches: list[LayerCache], plan: MemoryPlan, device: Device
+) -> DecodeGraphs | None:
+    """The caches have a page and a slot more than the plan: for padding."""
+    if not plan.graph_sizes:
+        return None
+    room = GraphRoom(
+        page_size=plan.page_size,
+        max_pages=-(-plan.context_length // plan.page_size),
+        spare_page=plan.num_pages,
+        spare_slot=plan.num_slots,
+    )
+    return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
 
 
 def _set_threads(dense_bytes: int) -> None:
@@ -95,6 +145,8 @@ def _capacity(plan: MemoryPlan, shape: base.ModelShape) -> Capacity:
         max_step_tokens=plan.max_step_tokens,
         vocab_size=shape.vocab_size,
         num_drafts=shape.num_drafts,
+        long_tokens=plan.long_tokens,
+        max_long_tokens=plan.max_long_tokens,
     )
 
 
@@ -110,8 +162,13 @@ def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
+        **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
         **({"recording": describe(recorded)} if recorded is not None else {}),
     }
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return f"decode steps of {', '.join(map(str, sizes))} sequences are captured"
 
 
 def _touch(caches: list[LayerCache]) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from kttrio.config import ConfigError
 from kttrio.device.base import Device
+from kttrio.device.cuda import CudaDevice
+from kttrio.device.host import HostDevice
 from kttrio.runner.machine import (
     available_cores,
     available_memory,
@@ -123,11 +125,5 @@ def _has(module: str) -> bool:
 def open_device(kind: Kind) -> Device | None:
     """The seam to it; None where the CPU does everything."""
     if kind == "cuda":
-        from kttrio.device.cuda import CudaDevice  # needs a driver's libraries
-
-        return CudaDevice()
-    if kind == "cpu":
-        from kttrio.device.host import HostDevice
-
-        return HostDevice()
-    return None
+        return CudaDevice(torch.device("cuda", torch.cuda.current_device()))
+    return HostDevice() if kind == "cpu" else None

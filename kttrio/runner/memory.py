@@ -19,7 +19,9 @@ from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.logprobs import BLOCK_ROWS
+from kttrio.runner.passage import passage_bytes
 from kttrio.runner.portion import ALL_ON_HOST, Portion
 
 _USUAL_TOKENS_PER_REQUEST = 8192
@@ -27,9 +29,9 @@ _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_PASSAGE_BUFFERS = 3  # a row of each token, before and behind a layer and between its halves
 _BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
 _STAGED_EXPERTS = 4
+_GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
 
 
@@ -65,8 +67,11 @@ class MemoryPlan:
     num_device_experts: int = 0
     """Over all layers."""
     num_ring_slots: int = 0
+    num_spare_slots: int = 0
     long_tokens: int = 0
     max_long_tokens: int = 0
+    graph_sizes: tuple[int, ...] = ()
+    """Sequences of the decode steps that are captured."""
 
     @property
     def device_memory(self) -> Memory:
@@ -115,6 +120,12 @@ class Needs:
     recording: RecorderSettings | None = None
     portion: Portion | None = None
     """None: all experts are the CPU's, and so is all the rest."""
+    graphs: GraphWish | None = None
+    """None: no step is captured."""
+
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
 
     @property
     def context(self) -> int:
@@ -139,7 +150,8 @@ def plan_memory(needs: Needs, machine: Machine) -> MemoryPlan:
 
     The KV cache is never larger than all slots together could use. Where `max_total_tokens` leaves
     it open it takes what is left; on a CPU, whose memory others want too, and where experts take
-    what is left, at most 8192 tokens for each running request, or one whole context. Where memory
+    what is left, at most 8192 tokens for each running request, or one whole context; the experts
+    have half of it at least, if no more than one context stands against that. Where memory
     is short the plan has fewer tokens in the cache, then shorter steps and fewer sequences, than
     the flags ask for. Raises NoRoom where nothing helps, ConfigError for flags that disagree.
     """
@@ -165,8 +177,8 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
     resident = portion.num_experts
     if resident is None:
         resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
-    if portion.num_ring_slots and resident == needs.estimate.grid.total:
-        return divide_memory(replace(needs, portion=portion.without_ring()), machine)
+    if portion != portion.alone() and resident == needs.estimate.grid.total:
+        return divide_memory(replace(needs, portion=portion.alone()), machine)
     return MemoryPlan(
         rows=(*_expert_rows(needs, resident, where), *others),
         memories=memories,
@@ -177,8 +189,10 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
         max_step_tokens=engine.chunked_prefill_size,
         num_device_experts=resident,
         num_ring_slots=portion.num_ring_slots,
+        num_spare_slots=portion.num_spare_slots,
         long_tokens=portion.long_tokens,
         max_long_tokens=portion.max_long_tokens,
+        graph_sizes=needs.graph_sizes,
     )
 
 
@@ -213,7 +227,7 @@ def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
 
 
 def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
-    """The routed experts, on both portion: those of the device have no copy on the host."""
+    """The routed experts, on both sides: those of the device have no copy on the host."""
     estimate, portion = needs.estimate, needs.portion
     smallest = min(estimate.slot_bytes, default=0)
     yield MemoryRow("experts", "cpu", estimate.expert_bytes - num_resident * smallest)
@@ -233,7 +247,9 @@ def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
     if needs.recording is not None and needs.recording.num_steps is not None:
         shape = needs.estimate.shape
         recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
-        most = needs.recording.most_bytes(recorded, needs.engine.chunked_prefill_size)
+        longest = 0 if needs.portion is None else needs.portion.max_long_tokens
+        tokens = max(needs.engine.chunked_prefill_size, longest)
+        most = needs.recording.most_bytes(recorded, tokens)
         yield MemoryRow("expert recording", "cpu", most)
 
 
@@ -244,14 +260,33 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield MemoryRow("dense weights", where, estimate.dense_bytes)
     yield MemoryRow("recurrent states", where, states)
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
+    yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
-        rows = _PASSAGE_BUFFERS * estimate.row_bytes
-        yield from _row("long prompts", where, portion.max_long_tokens * rows)
+        each = passage_bytes(
+            estimate.shape,
+            estimate.cache_shape,
+            row_bytes=estimate.row_bytes,
+            recorded=needs.recording is not None,
+            deferred=portion.max_deferred > 0,
+        )
+        yield from _row("long prompts", where, portion.max_long_tokens * each)
+
+
+def _graph_bytes(needs: Needs) -> int:
+    """What captured steps keep: their inputs and what is computed on the way, the page and the slot
+    that padding writes to, and each graph itself."""
+    if not needs.graph_sizes:
+        return 0
+    estimate, most = needs.estimate, needs.graph_sizes[-1]
+    tables = most * _num_pages(needs.context, needs.engine) * torch.int64.itemsize
+    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
+    spare = _page_bytes(needs) + estimate.cache_shape.bytes_per_slot
+    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
-    """How many fit on the device beside all other rows. Where both portion share one memory, an
+    """How many fit on the device beside all other rows. Where both sides share one memory, an
     expert takes as much on either: all do."""
     grid, device = needs.estimate.grid, memories[-1]
     if len(memories) == 1:
@@ -266,13 +301,18 @@ def _page_bytes(needs: Needs) -> int:
 
 def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> int:
     """As many as are wanted and fit beside the other rows; at least those that there must be."""
-    is_modest = memory.where == "cpu" or (needs.portion or ALL_ON_HOST).num_experts is None
+    leaves_some = (needs.portion or ALL_ON_HOST).num_experts is None
+    is_modest = memory.where == "cpu" or leaves_some
     wanted = _wanted_pages(needs.engine, needs.context, is_modest=is_modest)
     if not _page_bytes(needs):
         return wanted
     left = memory.budget_bytes - _total(row for row in rows if row.where == memory.where)
     least = _least_pages(needs.engine, needs.context)
-    return min(wanted, max(left // _page_bytes(needs), least))
+    affordable = left // _page_bytes(needs)
+    if leaves_some and needs.engine.max_total_tokens is None:
+        whole = _num_pages(needs.context, needs.engine)
+        wanted = min(wanted, max(affordable // 2, whole))
+    return min(wanted, max(affordable, least))
 
 
 def _wanted_pages(engine: EngineConfig, context: int, *, is_modest: bool) -> int:
@@ -308,7 +348,7 @@ def _scratch_bytes(needs: Needs) -> int:
     rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
     logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * torch.bool.itemsize
+    masks = engine.chunked_prefill_size * context * estimate.mask_bytes
     keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
     return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept

@@ -228,12 +228,19 @@ def joined(results: Sequence[ChunkResult]) -> ChunkResult:
 
 
 def passage_bytes(
-    shape: ModelShape, caches: CacheShape, *, num_tokens: int, dtype: torch.dtype, recorded: bool
+    shape: ModelShape,
+    caches: CacheShape,
+    *,
+    row_bytes: int,
+    recorded: bool = False,
+    deferred: bool = False,
 ) -> int:
-    """What a prompt of so many tokens takes while it passes, beside what a step takes: its rows,
-    who was chosen for them, and what the layers leave to each other."""
-    rows = shape.hidden_size * (2 * dtype.itemsize + torch.float32.itemsize)
+    """What each token of a prompt takes while it passes, beside what steps take: its rows, who was
+    chosen for it, and what the layers leave to each other. `row_bytes`: of one, in the model's
+    dtype."""
+    sums = 3 if deferred else 1  # also what is owed to a layer, and by it
+    rows = 2 * row_bytes + sums * shape.hidden_size * torch.float32.itemsize
     chosen = shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
     heard = shape.num_layers * shape.top_k * torch.int32.itemsize if recorded else 0
     # Twice: pieces, and the whole that is made of them.
-    return num_tokens * (rows + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES)
+    return rows + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES

@@ -5,17 +5,19 @@ Nothing is loaded or allocated here; build.py does that by the plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from kttrio.config import ConfigError, RunnerConfig
+from kttrio.layers.backend import Backend
 from kttrio.models import loading
 from kttrio.runner.device import Machine
 from kttrio.runner.fitting import choose_dtype, fit_pool, note_device
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.memory import (
     MemoryPlan,
     Needs,
@@ -25,10 +27,12 @@ from kttrio.runner.memory import (
     plan_memory,
 )
 from kttrio.runner.notes import note_plan
-from kttrio.runner.portion import choose_mask, note_portion, read_portion
+from kttrio.runner.portion import note_portion, read_portion
 from kttrio.runner.recording import recorder_settings
 from kttrio.runner.refusal import Variant, explain
 from kttrio.weights.checkpoint import read_json
+
+Measure = Callable[[RunnerConfig], loading.Estimate]
 
 _WORTH_IT = 0.9  # of the experts' memory, that others would take
 
@@ -54,13 +58,13 @@ class Start:
         return self.config.model.model or Path()
 
     @property
+    def backend(self) -> Backend:
+        """Who computes attention: on a GPU Triton, unless the flag says otherwise."""
+        return _backend(self.config, self.machine)
+
+    @property
     def estimate(self) -> loading.Estimate:
         return self.needs.estimate
-
-    def mask(self) -> Tensor:
-        """Who starts on the device: [layers with experts, experts] bool. Reads the recording that
-        decides it; ConfigError where it cannot."""
-        return choose_mask(self.config.placement, self.estimate.grid, self.plan.num_device_experts)
 
 
 def plan_start(config: RunnerConfig, machine: Machine) -> Start:
@@ -75,15 +79,17 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     raw = read_json(_config_file(config))
     dtype = choose_dtype(config.model.dtype, raw, fast_bfloat16=machine.fast_bfloat16)
     recording = recorder_settings(config.recording)
-    estimate = _estimate(config, dtype)
+    measure = partial(_estimate, dtype=dtype, backend=_backend(config, machine))
+    estimate = measure(config)
     portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
     note_device(config.device, machine.kind)
     note_portion(config.placement, machine.kind, portion)
-    needs = Needs(estimate, config.engine, recording, portion)
+    graphs = None if portion is None else _graphs(config, machine)
+    needs = Needs(estimate, config.engine, recording, portion, graphs)
     try:
         plan = plan_memory(needs, machine)
     except NoRoom as error:
-        why = explain(error, needs, machine, _variants(config, dtype, needs))
+        why = explain(error, needs, machine, _variants(config, needs, measure))
         return Start(config, machine, dtype, needs, divide_memory(needs, machine), why)
     note_plan(plan, config.engine, made_for=estimate.shape.context_length)
     return Start(config, machine, dtype, needs, plan, refusal="")
@@ -107,24 +113,41 @@ def _config_file(config: RunnerConfig) -> Path:
     return path if path.is_file() else path / "config.json"
 
 
-def _estimate(config: RunnerConfig, dtype: torch.dtype) -> loading.Estimate:
+def _backend(config: RunnerConfig, machine: Machine) -> Backend:
+    wants_torch = config.device.attention_backend == "torch"
+    return "triton" if machine.kind == "cuda" and not wants_torch else "torch"
+
+
+def _graphs(config: RunnerConfig, machine: Machine) -> GraphWish | None:
+    """Where kernels read as much of a page table as a sequence has. Steps with drafts are none that
+    can be captured."""
+    device = config.device
+    if device.disable_cuda_graph or config.engine.num_drafts:
+        return None
+    if _backend(config, machine) != "triton":
+        return None
+    return GraphWish(device.cuda_graph_bs, device.cuda_graph_max_bs)
+
+
+def _estimate(config: RunnerConfig, *, dtype: torch.dtype, backend: Backend) -> loading.Estimate:
     """Of a checkpoint; without safetensors files the config alone is believed."""
     path = config.model.model or Path()
     found, wanted = config.experts, extras(config)
     if next(path.glob("*.safetensors"), None) is not None:
-        return loading.estimate(path, dtype=dtype, experts=found, extras=wanted)
-    file = _config_file(config)
-    return loading.estimate_config(file, dtype=dtype, experts=found, extras=wanted)
+        return loading.estimate(path, dtype=dtype, experts=found, extras=wanted, backend=backend)
+    return loading.estimate_config(
+        _config_file(config), dtype=dtype, experts=found, extras=wanted, backend=backend
+    )
 
 
-def _variants(config: RunnerConfig, dtype: torch.dtype, needs: Needs) -> Iterator[Variant]:
+def _variants(config: RunnerConfig, needs: Needs, measure: Measure) -> Iterator[Variant]:
     """The same model with less of it."""
     if needs.estimate.image_token_bytes:
         blind = replace(config, model=replace(config.model, language_model_only=True))
-        yield Variant("--language-model-only", replace(needs, estimate=_estimate(blind, dtype)))
+        yield Variant("--language-model-only", replace(needs, estimate=measure(blind)))
     small = replace(config, experts=replace(config.experts, kt_method="int4", kt_group_size=None))
     try:
-        estimate = _estimate(small, dtype)
+        estimate = measure(small)
     except ConfigError:  # they are coarse already
         return
     if estimate.expert_bytes < _WORTH_IT * needs.estimate.expert_bytes:

@@ -20,7 +20,7 @@ from kttrio.runner.fitting import name_idle
 
 _RING = 64  # experts: enough for copies to run ahead of the products, and little memory
 _LEAST_RING = 2  # one is filled while the other is read
-_SPARES = 4  # slots for experts that are about to change portion
+_SPARES = 4  # slots for experts that are about to change sides
 _LONG_TOKENS = 2048  # that take longer by the host's experts than by sending all of them once
 _MAX_LONG_TOKENS = 65536  # beyond it, sending all experts once more costs little beside the rest
 NO_DEVICE = "no GPU, every expert runs on the CPU; with --device cpu it stands in for one"
@@ -38,14 +38,14 @@ class Portion:
     is_ring_fixed: bool = False
     """By its flag, so that it is not made smaller."""
     num_spare_slots: int = 0
-    """For experts that are about to change portion; 0: none ever does."""
+    """For experts that are about to change sides; 0: none ever does."""
     long_tokens: int = 0
     max_long_tokens: int = 0
     max_deferred: int = 0
 
-    def without_ring(self) -> Portion:
-        """Where no expert is left on the host that could pass through it."""
-        return replace(self, num_ring_slots=0, long_tokens=0, max_long_tokens=0)
+    def alone(self) -> Portion:
+        """Where no expert is left on the host that could come."""
+        return replace(self, num_ring_slots=0, num_spare_slots=0, long_tokens=0, max_long_tokens=0)
 
     def smaller(self) -> Iterator[Portion]:
         """With half the ring, and half the room for long prompts, where there may be less."""
@@ -86,14 +86,14 @@ def read_portion(
     return portion if kind == "cuda" or asks else None
 
 
-def choose_mask(config: PlacementConfig, grid: ExpertGrid, num_experts: int) -> Tensor:
+def choose_mask(
+    strategy: str | None, grid: ExpertGrid, num_experts: int, counts: Tensor | None
+) -> Tensor:
     """Who starts on the device: [layers with experts, experts] bool, `num_experts` of them.
 
-    Raises ConfigError where the recording that decides it cannot be read or is another model's.
+    counts [layers, experts], where experts in use are known; only frequency looks at them.
     """
-    strategy = config.kt_expert_placement_strategy or "uniform"
-    mask = place(strategy, grid, budget=num_experts, counts=recorded_counts(config, grid))
-    return mask[grid.layers]
+    return place(strategy or "uniform", grid, budget=num_experts, counts=counts)[grid.layers]
 
 
 def recorded_counts(config: PlacementConfig, grid: ExpertGrid) -> Tensor | None:
@@ -170,6 +170,11 @@ def _check_update(config: PlacementConfig, num_experts: int | None, grid: Expert
             f"--kt-enable-dynamic-expert-update: {have} of the {grid.total} experts are to be on "
             "the device, so that none could be exchanged; leave it away, or give another "
             "--kt-num-gpu-experts"
+        )
+    if config.kt_dynamic_update_rule == "last-chunk" and not config.kt_gpu_prefill_token_threshold:
+        raise ConfigError(
+            "--kt-dynamic-update-rule last-chunk looks at steps with long prompts; give "
+            "--kt-gpu-prefill-token-threshold"
         )
 
 

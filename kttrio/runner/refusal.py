@@ -120,7 +120,7 @@ def _prompts(needs: Needs, machine: Machine) -> Iterator[str]:
         return
     if _fits(_with_portion(needs, long_tokens=0, max_long_tokens=0), machine):
         yield "--kt-gpu-prefill-token-threshold 0"
-    elif _fits(replace(needs, portion=needs.portion.without_ring()), machine):
+    elif _fits(replace(needs, portion=needs.portion.alone()), machine):
         yield "--kt-ring-experts 0 --kt-gpu-prefill-token-threshold 0"
 
 

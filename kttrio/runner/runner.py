@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kttrio.device.base import Stream
+from kttrio.device.base import Device
 from kttrio.experts.recorder import Recorder
 from kttrio.experts.update import Updater
 from kttrio.layers.batch import Batch
@@ -23,6 +23,7 @@ from kttrio.layers.cache import LayerCache
 from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
 from kttrio.runner.findings import Evaluator
+from kttrio.runner.graphs import DecodeGraphs
 from kttrio.runner.images import Eyes, Tower
 from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
@@ -56,11 +57,13 @@ class Runner:
         device: torch.device,
         tower: Tower | None = None,
         recorder: Recorder | None = None,
-        main: Stream | None = None,
+        seam: Device | None = None,
+        graphs: DecodeGraphs | None = None,
         updater: Updater | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
-        """`main`: the device's main stream, where it may lag behind."""
+        """`device` is where the model is; `seam` what can be done there beside computing, None
+        where all experts are the host's; `graphs` of this model and these caches."""
         self.facts = dict(facts or {})
         """What was decided when it was built, for people to read: plain values."""
         self.recorder = recorder
@@ -68,7 +71,7 @@ class Runner:
         self.updater = updater
         """Of the experts on the device; None: they stay there."""
         self._model = model
-        self._caches = caches
+        self._caches, self._graphs, self._seam = caches, graphs, seam
         self._capacity = capacity
         self._builder = StepBuilder(page_size=capacity.page_size, device=device)
         self._eyes = Eyes(tower, device=device)
@@ -83,6 +86,7 @@ class Runner:
             )
         self._passages = None
         if capacity.max_long_tokens:
+            main = None if seam is None else seam.main
             parts = StepParts(self._builder, self._eyes, self._conclude, recorder, main)
             self._passages = Passages(model, caches, parts, capacity=capacity)
 
@@ -112,6 +116,7 @@ class Runner:
             self._passages.drop()
         if self.updater is not None:
             self.updater.close()
+        self._graphs = None
         self._caches.clear()
         self._model.close()
 
@@ -120,12 +125,31 @@ class Runner:
         try:
             step = self._eyes.look(self._builder.build(plan))
             with self._recorded(step.batch):
-                found = self._conclude(step, self._model.forward(step.batch, self._caches))
+                found = self._conclude(step, self._forward(step.batch))
+            self._check_jobs()
         except Exception:
-            if self._passages is not None:
-                self._passages.drop()
+            self._drop()
             raise
         return tuple(found[place] for place in np.argsort(step.order).tolist())
+
+    def _drop(self) -> None:
+        """What a failed step leaves under way; what else fails of it has been told enough."""
+        if self._passages is not None:
+            self._passages.drop()
+        if self._seam is not None:
+            with suppress(Exception):
+                self._seam.synchronize()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """By a graph where there is one, and nobody wants to hear of the experts."""
+        is_heard = self.recorder is not None and self.recorder.is_on
+        hidden = None if self._graphs is None or is_heard else self._graphs.forward(batch)
+        return self._model.forward(batch, self._caches) if hidden is None else hidden
+
+    def _check_jobs(self) -> None:
+        """What the host's experts computed is in the results, so an error of theirs is, too."""
+        if self._seam is not None:
+            self._seam.check_jobs()
 
     def _conclude(self, step: StepTensors, hidden: Tensor) -> list[ChunkResult]:
         """From the model's rows to results, in the order of the step."""
@@ -139,7 +163,10 @@ class Runner:
     def _pass_on(self, plan: StepPlan, *, seconds: float) -> ChunkResult | None:
         if self._passages is None:
             return None
-        return self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
+        result = self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
+        if result is not None:
+            self._check_jobs()
+        return result
 
     def _recorded(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.recorder is None else self.recorder.step(batch)

@@ -136,7 +136,7 @@ def replay(rule: DecayedRule, mask: Tensor, shares: Tensor, num_tokens: int) -> 
 
 def decayed(shape: tuple[int, int], margin: float) -> DecayedRule:
     known = DecayedCounts(torch.zeros(shape), top_k=2, half_life=4096)
-    return DecayedRule(known, margin=margin)
+    return DecayedRule(known, margin=margin, every_tokens=64)
 
 
 def test_what_is_used_alike_stays_where_it_is() -> None:

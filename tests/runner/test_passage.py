@@ -146,9 +146,10 @@ class Lagging:
 
 def test_a_device_gets_no_more_than_a_unit_ahead():
     main = Lagging()
+    seam = SimpleNamespace(main=main, check_jobs=list)
     model = ToyModel()
     caches = model.new_caches(num_pages=200, page_size=PAGE_SIZE, num_slots=20)
-    runner = Runner(model, caches, capacity=LONG, device=torch.device("cpu"), main=main)
+    runner = Runner(model, caches, capacity=LONG, device=torch.device("cpu"), seam=seam)
     with a_unit_each_step():
         for _ in range(3):
             runner.step(StepPlan((), long_of()))
@@ -237,9 +238,9 @@ def test_what_is_dropped_is_closed():
     closed = []
 
     class Streaming(ToyModel):
-        def feed(self, layer, rows, *, piece):
+        def feed(self, layer, rows, **settings):
             try:
-                yield from super().feed(layer, rows, piece=piece)
+                yield from super().feed(layer, rows, **settings)
             except GeneratorExit:
                 closed.append(layer)
                 raise
@@ -294,14 +295,18 @@ def test_nobody_follows_where_no_drafts_are_made():
 def test_the_bytes_are_those_of_the_rows_and_a_little():
     shape = ModelShape(1000, 64, 4096, 3, 16, 4)
     rows = Activations.new(100, 64, dtype=torch.bfloat16, device=torch.device("cpu"))
-    held = sum(tensor.nbytes for tensor in rows)
-    needed = {"num_tokens": 100, "dtype": torch.bfloat16}
-    plain = passage_bytes(shape, CacheShape(0, 0), recorded=False, **needed)
+    held = sum(tensor.nbytes for tensor in rows) / 100
+
+    def bytes_of(bytes_chosen=0, **what):
+        return passage_bytes(
+            shape, CacheShape(0, 0, bytes_chosen=bytes_chosen), row_bytes=128, **what
+        )
+
+    plain = bytes_of()
     assert held < plain < 1.3 * held
-    recorded = passage_bytes(shape, CacheShape(0, 0), recorded=True, **needed)
-    assert recorded - plain == 2 * 100 * 3 * 4 * 4
-    chosen = passage_bytes(shape, CacheShape(0, 0, bytes_chosen=8), recorded=False, **needed)
-    assert chosen - plain == 800
+    assert bytes_of(recorded=True) - plain == 2 * 3 * 4 * 4
+    assert bytes_of(deferred=True) - plain == 2 * 64 * 4
+    assert bytes_of(bytes_chosen=8) - plain == 8
 
 
 def test_its_caches_are_as_after_chunks():

@@ -181,8 +181,10 @@ class Layer(nn.Module):
         """hidden and result [tokens, hidden]; see `MoEBlock.forward` for the carry."""
         hidden = self.mix(hidden, step, cache)
         x = self.mlp_norm(hidden)
-        out: Tensor = self.mlp(x, carry) if isinstance(self.mlp, MoEBlock) else self.mlp(x)
-        return hidden + out
+        if isinstance(self.mlp, MoEBlock):
+            return hidden + self.mlp.forward(x, carry, step.batch.live)
+        out: Tensor = hidden + self.mlp(x)
+        return out
 
     def mix(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
         """The first half: mixer and residual."""
@@ -283,13 +285,18 @@ class Decoder(CausalLM):
         mlps = enumerate(layer.mlp for layer in self.layers)
         return {number: mlp for number, mlp in mlps if isinstance(mlp, MoEBlock)}
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
     def cache_shape(self) -> CacheShape:
         shapes = [mixer.cache_shape(self.dtype) for mixer in self._mixers()]
+        gathering = [s for s in shapes if self.backend == "torch" or not s.by_pages]
         return CacheShape(
             bytes_per_token=sum(shape.bytes_per_token for shape in shapes),
             bytes_per_slot=sum(shape.bytes_per_slot for shape in shapes),
             bytes_per_draft=sum(shape.bytes_per_draft for shape in shapes),
-            bytes_gathered=max(shape.bytes_per_token for shape in shapes),
+            bytes_gathered=max((shape.bytes_per_token for shape in gathering), default=0),
             bytes_chosen=max(shape.bytes_chosen for shape in shapes),
         )
 

@@ -80,6 +80,8 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             num_slots=plan.num_slots + spare,
         )
         _touch(caches)
+        # Before steps are captured: counting who is chosen must be part of them.
+        updater = None if state is None else new_updater(start.config, loaded, counts, state)
         runner = Runner(
             loaded,
             caches,
@@ -89,7 +91,7 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             recorder=None if recorded is None else new_recorder(recorded, loaded),
             seam=device,
             graphs=None if device is None else _capture(loaded, caches, plan, device),
-            updater=None if state is None else new_updater(start.config, loaded, counts, state),
+            updater=updater,
             facts=_facts(loaded, start),
         )
         undo.pop_all()

@@ -39,6 +39,7 @@ class Batch:
     rope_positions: Tensor | None = None  # [3, tokens] int64: time, row and column; None: no
     # sequence has an image, and all three are `positions`
     images: ImageRows | None = None
+    live: Tensor | None = None  # [tokens] bool: who is not there to pad the batch; None: all are
 
     @property
     def is_static(self) -> bool:

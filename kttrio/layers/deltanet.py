@@ -1,102 +1,22 @@
 """Gated DeltaNet: linear attention whose memory is one matrix per head.
 
-Yang et al., "Gated Delta Networks" (2024). The same recurrence in two forms: token by token for
-all decoding sequences at once, and in chunks, as matrix products, for longer runs. Sequences
-meet only as entries of a batch dimension: neither convolution nor state crosses a border.
+Yang et al., "Gated Delta Networks" (2024). Sequences meet only as entries of a batch dimension:
+neither convolution nor state crosses a border.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kttrio.layers.cache import RecurrentCache, Trail
-from kttrio.layers.gather import Gather
+from kttrio.layers.delta_rule import Heads, delta_tokens, remembered
 from kttrio.layers.linear import Linear
 from kttrio.layers.norm import GatedRMSNorm
-from kttrio.layers.runs import CHUNK, Lanes, Run
+from kttrio.layers.recurrence import Recurrence
+from kttrio.layers.runs import Lanes, Run
 from kttrio.layers.step import Step
-
-
-def _remembered(cache: Tensor, lanes: Lanes) -> Tensor:
-    """A copy of the lanes' slots, zero where a sequence begins."""
-    return _begun(cache.index_select(0, lanes.slots), lanes)
-
-
-def _begun(held: Tensor, lanes: Lanes) -> Tensor:
-    """Zero, in place, where a sequence begins."""
-    if lanes.fresh is not None:
-        held.masked_fill_(lanes.fresh.view(-1, *(1,) * (held.dim() - 1)), 0)
-    return held
-
-
-def delta_step(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> Tensor:
-    """One token of the recurrence; updates `state` [n, heads, key_dim, value_dim] in place.
-
-    query, key [n, heads, key_dim], value [n, heads, value_dim], log `decay` and beta [n, heads];
-    all float32. State decays first; the delta is taken from what is left:
-    S = exp(decay) S;  u = beta (v - S^T k);  S = S + k u^T;  out = S^T q.
-    """
-    kept = decay.exp().unsqueeze(2)
-    # Both reads in one pass over the old state: S_new^T q = kept S_old^T q + (k . q) u.
-    old = torch.matmul(torch.stack((key, query), dim=2), state)
-    delta = beta.unsqueeze(2) * (value - kept * old[:, :, 0])
-    state.mul_(kept.unsqueeze(3)).addcmul_(key.unsqueeze(3), delta.unsqueeze(2))
-    return kept * old[:, :, 1] + (key * query).sum(2, keepdim=True) * delta
-
-
-def delta_tokens(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> Iterator[Tensor]:
-    """The recurrence over a few tokens, [n, length, heads, ...]: gives each one's output
-    [n, heads, value_dim] when `state` has taken it in."""
-    for token in range(query.shape[1]):
-        at = (slice(None), token)
-        yield delta_step(query[at], key[at], value[at], decay[at], beta[at], state)
-
-
-def delta_chunks(
-    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The recurrence over [n, length, heads, ...] in chunks; returns outputs and the new state.
-
-    A length over `CHUNK` must be a multiple of it. Padding needs key 0 and decay 0.
-    """
-    query, key, value, decay, beta = map(_by_chunk, (query, key, value, decay, beta))
-    total = decay.cumsum(-1)  # log decay since the chunk began: [n, heads, chunks, c]
-    # Masked before exp: above the diagonal the exponent is positive and may overflow.
-    span = total.unsqueeze(-1) - total.unsqueeze(-2)
-    upper = torch.ones_like(span[0, 0, 0], dtype=torch.bool).triu(1)
-    span = span.masked_fill_(upper, -torch.inf).exp_()  # decay between two tokens, [.., c, c]
-    scaled = key * beta.unsqueeze(-1)
-    grown = total.exp().unsqueeze(-1)
-    # Each token's delta depends on the deltas before it in the chunk: a unit triangular system.
-    mixing = (scaled @ key.transpose(-1, -2)).mul_(span)
-    sides = torch.cat((value * beta.unsqueeze(-1), scaled * grown), dim=-1)
-    solved = torch.linalg.solve_triangular(mixing, sides, upper=False, unitriangular=True)
-    deltas, reads = solved.split((value.shape[-1], key.shape[-1]), dim=-1)
-    within = (query @ key.transpose(-1, -2)).mul_(span)
-    asked = query * grown
-    left = (key * (total[..., -1:] - total).exp().unsqueeze(-1)).transpose(-1, -2)
-    kept = total[..., -1:].exp().unsqueeze(-1)  # [n, heads, chunks, 1, 1]
-    outs = []
-    for chunk in range(total.shape[2]):
-        delta = deltas[:, :, chunk] - reads[:, :, chunk] @ state
-        outs.append(asked[:, :, chunk] @ state + within[:, :, chunk] @ delta)
-        state = kept[:, :, chunk] * state + left[:, :, chunk] @ delta
-    return torch.stack(outs, dim=2).flatten(2, 3).transpose(1, 2), state
-
-
-def _by_chunk(x: Tensor) -> Tensor:
-    """[n, length, heads, ...] -> [n, heads, chunks, c, ...]"""
-    size = min(CHUNK, x.shape[1])
-    shape = (x.shape[0], x.shape[1] // size, size, *x.shape[2:])
-    return x.reshape(shape).movedim(3, 1).contiguous()
 
 
 class GatedDeltaNet(nn.Module):
@@ -143,43 +63,33 @@ class GatedDeltaNet(nn.Module):
         if index.decodes is not None:
             rows = slice(index.num_decodes)
             fed = Trail(index.decodes, *(x[rows].unsqueeze(1) for x in (mixed, decay, beta)))
-            outs.append(self._decode(fed, step.gather, cache))
+            outs.append(self._decode(fed, step.recurrence, cache))
         for run in index.runs:
             fed = Trail(run.lanes, mixed[run.rows], decay[run.rows], beta[run.rows])
             if run.drafting:
-                outs.append(self._decode(fed, step.gather, cache))
+                outs.append(self._decode(fed, step.recurrence, cache))
                 drafts = (x[:, 1:] for x in (fed.mixed, fed.decay, fed.beta))
                 cache.trail = Trail(run.lanes, *drafts)
             else:
-                outs.append(self._prefill(fed, run, cache))
+                outs.append(self._prefill(fed, run, step.recurrence, cache))
         recalled = outs[0] if index.order is None else torch.cat(outs)[index.order]
         normed = self.norm(recalled, gate.view(recalled.shape))
         out: Tensor = self.out_proj(normed.flatten(1))
         return out
 
-    def _decode(self, fed: Trail, gather: Gather, cache: RecurrentCache) -> Tensor:
+    def _decode(self, fed: Trail, recurrence: Recurrence, cache: RecurrentCache) -> Tensor:
         """The first token of each lane, which is remembered, and drafts after it, which are not:
         [n * length, heads, value_dim]"""
-        lanes = fed.lanes
         columns, heads = self._feed(fed, cache)
-        cache.conv.index_copy_(0, lanes.slots, columns[:, 1 : self.kernel])
-        state = _begun(gather.rows("states", cache.state, lanes.slots), lanes)
-        outs: list[Tensor] = []
-        for out in delta_tokens(*heads, fed.decay, fed.beta, state):
-            if not outs:
-                cache.state.index_copy_(0, lanes.slots, state)
-            outs.append(out)
-        return outs[0] if len(outs) == 1 else torch.stack(outs, dim=1).flatten(0, 1)
+        cache.conv.index_copy_(0, fed.lanes.slots, columns[:, 1 : self.kernel])
+        return recurrence.decode(heads, cache.state, fed.lanes).flatten(0, 1)
 
-    def _prefill(self, fed: Trail, run: Run, cache: RecurrentCache) -> Tensor:
-        columns, (query, key, value) = self._feed(fed, cache)
-        out, state = delta_chunks(
-            query,
-            key.masked_fill(run.padding[:, :, None, None], 0),
-            value,
-            fed.decay.masked_fill(run.padding.unsqueeze(2), 0),
-            fed.beta,
-            _remembered(cache.state, fed.lanes),
+    def _prefill(
+        self, fed: Trail, run: Run, recurrence: Recurrence, cache: RecurrentCache
+    ) -> Tensor:
+        columns, heads = self._feed(fed, cache)
+        out, state = recurrence.chunks(
+            _without(heads, run.padding), remembered(cache.state, fed.lanes)
         )
         self._remember(columns, state, run.lengths, run.lanes, cache)
         return out.flatten(0, 1)
@@ -197,21 +107,17 @@ class GatedDeltaNet(nn.Module):
 
     def _advance(self, fed: Trail, lengths: Tensor, cache: RecurrentCache) -> None:
         """Take in the first `lengths[i]` tokens of lane i."""
-        columns, (query, key, value) = self._feed(fed, cache)
-        padding = torch.arange(key.shape[1], device=key.device) >= lengths.unsqueeze(1)
-        key = key.masked_fill(padding[:, :, None, None], 0)
-        decay = fed.decay.masked_fill(padding.unsqueeze(2), 0)
-        state = _remembered(cache.state, fed.lanes)
-        for _ in delta_tokens(query, key, value, decay, fed.beta, state):
+        columns, heads = self._feed(fed, cache)
+        padding = torch.arange(heads.key.shape[1], device=lengths.device) >= lengths.unsqueeze(1)
+        state = remembered(cache.state, fed.lanes)
+        for _ in delta_tokens(*_without(heads, padding), state):
             pass  # what these tokens gave out is long used
         self._remember(columns, state, lengths, fed.lanes, cache)
 
-    def _feed(
-        self, fed: Trail, cache: RecurrentCache
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """The convolution's columns, history included; query, key and value of each token."""
-        columns = torch.cat((_remembered(cache.conv, fed.lanes), fed.mixed), dim=1)
-        return columns, self._heads(self._convolve(columns))
+    def _feed(self, fed: Trail, cache: RecurrentCache) -> tuple[Tensor, Heads]:
+        """The convolution's columns, history included; and what each token is to the recurrence."""
+        columns = torch.cat((remembered(cache.conv, fed.lanes), fed.mixed), dim=1)
+        return columns, Heads(*self._heads(self._convolve(columns)), fed.decay, fed.beta)
 
     def _remember(
         self,
@@ -246,6 +152,12 @@ class GatedDeltaNet(nn.Module):
         query, key = pair.chunk(2, dim=-2)
         value = active[..., 2 * keys :].reshape(*lead, self.value_heads, self.value_dim)
         return query * self.key_dim**-0.5, key, value
+
+
+def _without(heads: Heads, padding: Tensor) -> Heads:
+    """Tokens that pad a lane, [n, length] bool, leave its state alone."""
+    key = heads.key.masked_fill(padding[:, :, None, None], 0)
+    return heads._replace(key=key, decay=heads.decay.masked_fill(padding.unsqueeze(2), 0))
 
 
 def _lanes_of(fed: Trail, chosen: Tensor, length: int) -> Trail:

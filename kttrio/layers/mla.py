@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kttrio.layers.cache import LatentCache
 from kttrio.layers.indexer import Indexer, IndexerShape
 from kttrio.layers.latent import LatentAttention, LatentShape
-from kttrio.layers.linear import Linear
+from kttrio.layers.linear import Linear, Matrix
 from kttrio.layers.norm import RMSNorm
 from kttrio.layers.rotary import Rope
 from kttrio.layers.step import Step
@@ -46,7 +46,7 @@ class MLA(nn.Module):
             self.query_norm = RMSNorm(query_rank, eps=LATENT_EPS)
             self.query_proj = Linear(query_rank, queries, dtype=dtype)
         self.latent_norm = RMSNorm(shape.latent, eps=LATENT_EPS)
-        self.up = Linear(shape.latent, shape.heads * (shape.nope + shape.value), dtype=dtype)
+        self.up = Matrix(shape.latent, shape.heads * (shape.nope + shape.value), dtype=dtype)
         self.out_proj = Linear(shape.heads * shape.value, hidden_size, dtype=dtype)
         self.indexer = None
         if indexer is not None:

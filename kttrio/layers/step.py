@@ -12,6 +12,7 @@ from kttrio.layers.gather import Gather
 from kttrio.layers.kernels import open_kernels
 from kttrio.layers.keys import KeyIndex, index_keys
 from kttrio.layers.paged import Kernels, PageIndex, index_pages
+from kttrio.layers.recurrence import Recurrence, open_recurrence
 from kttrio.layers.rotary import Rope, Rotation
 from kttrio.layers.runs import RunIndex, index_runs
 from kttrio.layers.spans import SpanIndex, index_spans
@@ -25,6 +26,7 @@ class Step:
         self.kernels: Kernels | None = open_kernels(backend)
         """Of attention; None: torch computes it."""
         self.gather = Gather()
+        self.recurrence: Recurrence = open_recurrence(backend, self.gather)
         self.selections: list[Tensor | None] | None = None
         """What the last indexer chose for each span group; layers without one of their own follow.
         [n, queries, top_k] int32 positions in ascending order; None: all keys."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError
 from kttrio.weights.formats import base as formats
+from kttrio.weights.formats import fp8
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -118,15 +119,42 @@ def stored_bytes(checkpoint: Checkpoint, parts: Iterable[Part]) -> int:
 def fill(
     module: nn.Module, checkpoint: Checkpoint, weights: Iterable[Weight], countdown: Countdown
 ) -> None:
-    """Load every parameter; quantised matrices are dequantised to the parameter's dtype."""
+    """Load every parameter; quantised matrices are dequantised to the parameter's dtype, but those
+    of FP8 parameters are taken as they are, with the scales."""
     parameters = dict(module.named_parameters())
     for weight in weights:
         parameter = parameters.pop(weight.target)
-        parts = [_read(checkpoint, part.name, parameter.dtype) for part in weight.parts]
-        parameter.copy_(weight.arrange(*parts).reshape(parameter.shape))
+        if parameter.dtype is torch.float8_e4m3fn:
+            _take(checkpoint, weight, (parameter, parameters.pop(scale_target(weight.target))))
+        else:
+            parts = [_read(checkpoint, part.name, parameter.dtype) for part in weight.parts]
+            parameter.copy_(weight.arrange(*parts).reshape(parameter.shape))
         countdown.add(stored_bytes(checkpoint, weight.parts))
     if parameters:
         raise ValueError(f"the weight map leaves out {', '.join(parameters)}")
+
+
+def stacks_blocks(checkpoint: Checkpoint, weight: Weight) -> bool:
+    """Whether the parts are stored in FP8 and stay so when they are stacked: whole blocks of rows,
+    the last part's excepted."""
+    rows = [part.shape[0] for part in weight.parts]
+    return (
+        weight.arrange is stack_rows
+        and not any(size % fp8.BLOCK for size in rows[:-1])
+        and all(formats.stored_format(checkpoint, part.name) == "fp8" for part in weight.parts)
+    )
+
+
+def scale_target(target: str) -> str:
+    """Where the scales of an FP8 parameter go."""
+    return f"{target.removesuffix('weight')}scale"
+
+
+def _take(checkpoint: Checkpoint, weight: Weight, held: tuple[Tensor, Tensor]) -> None:
+    """Data and scales of the stacked parts, as they are stored."""
+    parts = [fp8.load(checkpoint, part.name) for part in weight.parts]
+    for tensor, stored in zip(held, zip(*parts, strict=True), strict=True):
+        tensor.copy_(torch.cat(stored))
 
 
 def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:

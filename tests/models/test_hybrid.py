@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kttrio.layers import deltanet
+from kttrio.layers import delta_rule
 from kttrio.layers.attention import Attention
 from kttrio.layers.deltanet import GatedDeltaNet
 from tests.golden import (
@@ -114,7 +114,7 @@ def output_before_update(query, key, value, decay, beta, state):
     return out
 
 
-delta_step = deltanet.delta_step
+delta_step = delta_rule.delta_step
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ delta_step = deltanet.delta_step
 )
 def test_decoding_notices_a_wrong_recurrence(golden, checkpoint, monkeypatch, mistake):
     model, prompt = reference_model(checkpoint), golden["input_ids"].tolist()
-    monkeypatch.setattr(deltanet, "delta_step", mistake)
+    monkeypatch.setattr(delta_rule, "delta_step", mistake)
     logits = run_alone(model, prompt, (1,) * LENGTH)
     assert (logits - golden["logits"]).abs().max() > 1e-2

@@ -17,6 +17,7 @@ from kttrio.weights.loader import (
     check_names,
     check_parts,
     fill,
+    stacks_blocks,
     stored_bytes,
 )
 
@@ -67,6 +68,49 @@ def test_fill_joins_dequantises_and_arranges(directory):
 def test_fill_demands_a_weight_for_every_parameter(directory):
     with Checkpoint(directory) as checkpoint, pytest.raises(ValueError, match="leaves out norm"):
         fill(Small(), checkpoint, WEIGHTS[:1], Countdown(0, None))
+
+
+class TestFp8:
+    """Parts that end with a block of 128 rows, the last of which need not."""
+
+    @pytest.fixture
+    def stored(self, tmp_path):
+        packed = {
+            name: fp8.quantize(torch.randn(rows, 200), 128)
+            for name, rows in (("a", 128), ("b", 70))
+        }
+        tensors = {name: part.data for name, part in packed.items()}
+        tensors |= {f"{name}_scale_inv": part.scale for name, part in packed.items()}
+        save_file({**tensors, "plain": torch.zeros(128, 200)}, tmp_path / "model.safetensors")
+        with Checkpoint(tmp_path) as checkpoint:
+            yield checkpoint, packed
+
+    def test_what_is_held_so_is_taken_as_it_is(self, stored):
+        checkpoint, packed = stored
+        module = nn.Module()
+        data = torch.empty(198, 200, dtype=torch.float8_e4m3fn)
+        module.weight = nn.Parameter(data, requires_grad=False)
+        module.scale = parameter(2, 2)
+        fill(module, checkpoint, [weight("a", "b")], Countdown(0, None))
+        for part, rows, blocks in (("a", slice(128), 0), ("b", slice(128, 198), 1)):
+            assert module.weight[rows].float().equal(packed[part].data.float())
+            assert module.scale[blocks].equal(packed[part].scale[0])
+
+    @pytest.mark.parametrize(
+        ("names", "stacks"),
+        [("ab", True), ("a", True), ("b", True), ("ba", False), (("a", "plain"), False)],
+    )
+    def test_blocks_must_not_be_cut(self, stored, names, stacks):
+        assert stacks_blocks(stored[0], weight(*names)) is stacks
+
+    def test_rearranged_rows_have_no_blocks(self, stored):
+        turned = Weight("weight", (Part("a", (128, 200)),), lambda stored: stored.flip(0))
+        assert not stacks_blocks(stored[0], turned)
+
+
+def weight(*names):
+    rows = {"a": 128, "b": 70, "plain": 128}
+    return Weight("weight", tuple(Part(name, (rows[name], 200)) for name in names))
 
 
 def test_check_parts_names_what_is_missing(directory):

@@ -177,6 +177,7 @@ class _Call:
             "DOT": self.dot,
             "num_warps": self.tiles.num_warps,
             "num_stages": self.tiles.num_stages,
+            "enable_fp_fusion": True,
         }
 
 

@@ -16,6 +16,7 @@ from kttrio.layers.cache import LayerCache
 from kttrio.models import base, loading
 from kttrio.plan import Capacity
 from kttrio.runner.device import find_machine, open_device
+from kttrio.runner.graphs import DecodeGraphs, GraphRoom
 from kttrio.runner.machine import available_cores
 from kttrio.runner.memory import MemoryPlan
 from kttrio.runner.planning import Start, extras, plan_start
@@ -72,8 +73,11 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             progress=progress,
         )
         undo.callback(loaded.close)
+        spare = 1 if plan.graph_sizes else 0
         caches = loaded.new_caches(
-            num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
+            num_pages=plan.num_pages + spare,
+            page_size=plan.page_size,
+            num_slots=plan.num_slots + spare,
         )
         _touch(caches)
         runner = Runner(
@@ -83,7 +87,8 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             device=start.machine.where,
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),
-            main=None if device is None else device.main,
+            seam=device,
+            graphs=None if device is None else _capture(loaded, caches, plan, device),
             updater=None if state is None else new_updater(start.config, loaded, counts, state),
             facts=_facts(loaded, start),
         )
@@ -105,6 +110,21 @@ def _divide(start: Start, device: Device, counts: Tensor | None) -> Division:
         prefill_threshold=plan.long_tokens,
         max_deferred=portion.max_deferred,
     )
+
+
+def _capture(
+    model: base.CausalLM, caches: list[LayerCache], plan: MemoryPlan, device: Device
+) -> DecodeGraphs | None:
+    """The caches have a page and a slot more than the plan: for padding."""
+    if not plan.graph_sizes:
+        return None
+    room = GraphRoom(
+        page_size=plan.page_size,
+        max_pages=-(-plan.context_length // plan.page_size),
+        spare_page=plan.num_pages,
+        spare_slot=plan.num_slots,
+    )
+    return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
 
 
 def _set_threads(dense_bytes: int) -> None:
@@ -142,8 +162,13 @@ def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
+        **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
         **({"recording": describe(recorded)} if recorded is not None else {}),
     }
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return f"decode steps of {', '.join(map(str, sizes))} sequences are captured"
 
 
 def _touch(caches: list[LayerCache]) -> None:

@@ -8,7 +8,7 @@ looks at a step while it runs have plain steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,13 +41,23 @@ class _Captured(NamedTuple):
     hidden: Tensor  # [rows, hidden], where each replay leaves its result
 
 
-def graph_sizes(wanted: Sequence[int], *, most: int) -> tuple[int, ...]:
-    """The numbers of rows to capture, rising: those wanted that are at most `most`, by default
-    powers of two; and `most` itself unless some are wanted."""
-    if wanted:
-        return tuple(sorted({size for size in wanted if size <= most}))
-    powers = {1 << place for place in range(most.bit_length())}
-    return tuple(sorted({size for size in powers if size < most} | {most}))
+@dataclass(frozen=True, slots=True)
+class GraphWish:
+    """Which decode steps are to be captured."""
+
+    sizes: tuple[int, ...] = ()
+    """Numbers of rows; (): powers of two."""
+    most: int | None = None
+    """Rows at most; None: as many as there may be sequences."""
+
+    def fit(self, num_slots: int) -> tuple[int, ...]:
+        """The numbers of rows to capture for so many sequences, rising. The most rows are one of
+        them unless sizes are wished."""
+        most = min(num_slots, self.most or num_slots)
+        if self.sizes:
+            return tuple(sorted({size for size in self.sizes if size <= most}))
+        powers = (1 << place for place in range(most.bit_length()))
+        return (*(size for size in powers if size < most), most)
 
 
 class DecodeGraphs:

@@ -19,6 +19,7 @@ from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.logprobs import BLOCK_ROWS
 from kttrio.runner.passage import passage_bytes
 from kttrio.runner.portion import ALL_ON_HOST, Portion
@@ -30,6 +31,7 @@ _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs 
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
 _BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
 _STAGED_EXPERTS = 4
+_GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
 
 
@@ -68,6 +70,8 @@ class MemoryPlan:
     num_spare_slots: int = 0
     long_tokens: int = 0
     max_long_tokens: int = 0
+    graph_sizes: tuple[int, ...] = ()
+    """Sequences of the decode steps that are captured."""
 
     @property
     def device_memory(self) -> Memory:
@@ -116,6 +120,12 @@ class Needs:
     recording: RecorderSettings | None = None
     portion: Portion | None = None
     """None: all experts are the CPU's, and so is all the rest."""
+    graphs: GraphWish | None = None
+    """None: no step is captured."""
+
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
 
     @property
     def context(self) -> int:
@@ -182,6 +192,7 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
         num_spare_slots=portion.num_spare_slots,
         long_tokens=portion.long_tokens,
         max_long_tokens=portion.max_long_tokens,
+        graph_sizes=needs.graph_sizes,
     )
 
 
@@ -249,6 +260,7 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield MemoryRow("dense weights", where, estimate.dense_bytes)
     yield MemoryRow("recurrent states", where, states)
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
+    yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
         each = passage_bytes(
@@ -259,6 +271,18 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
             deferred=portion.max_deferred > 0,
         )
         yield from _row("long prompts", where, portion.max_long_tokens * each)
+
+
+def _graph_bytes(needs: Needs) -> int:
+    """What captured steps keep: their inputs and what is computed on the way, the page and the slot
+    that padding writes to, and each graph itself."""
+    if not needs.graph_sizes:
+        return 0
+    estimate, most = needs.estimate, needs.graph_sizes[-1]
+    tables = most * _num_pages(needs.context, needs.engine) * torch.int64.itemsize
+    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
+    spare = _page_bytes(needs) + estimate.cache_shape.bytes_per_slot
+    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:

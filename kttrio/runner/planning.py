@@ -17,6 +17,7 @@ from kttrio.layers.backend import Backend
 from kttrio.models import loading
 from kttrio.runner.device import Machine
 from kttrio.runner.fitting import choose_dtype, fit_pool, note_device
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.memory import (
     MemoryPlan,
     Needs,
@@ -83,7 +84,8 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
     note_device(config.device, machine.kind)
     note_portion(config.placement, machine.kind, portion)
-    needs = Needs(estimate, config.engine, recording, portion)
+    graphs = None if portion is None else _graphs(config, machine)
+    needs = Needs(estimate, config.engine, recording, portion, graphs)
     try:
         plan = plan_memory(needs, machine)
     except NoRoom as error:
@@ -114,6 +116,17 @@ def _config_file(config: RunnerConfig) -> Path:
 def _backend(config: RunnerConfig, machine: Machine) -> Backend:
     wants_torch = config.device.attention_backend == "torch"
     return "triton" if machine.kind == "cuda" and not wants_torch else "torch"
+
+
+def _graphs(config: RunnerConfig, machine: Machine) -> GraphWish | None:
+    """Where kernels read as much of a page table as a sequence has. Steps with drafts are none that
+    can be captured."""
+    device = config.device
+    if device.disable_cuda_graph or config.engine.num_drafts:
+        return None
+    if _backend(config, machine) != "triton":
+        return None
+    return GraphWish(device.cuda_graph_bs, device.cuda_graph_max_bs)
 
 
 def _estimate(config: RunnerConfig, *, dtype: torch.dtype, backend: Backend) -> loading.Estimate:

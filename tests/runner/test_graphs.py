@@ -9,7 +9,14 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from kttrio.config import EngineConfig, ExpertConfig
+from kttrio.config import (
+    DeviceConfig,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    PlacementConfig,
+    RunnerConfig,
+)
 from kttrio.device.host import HostDevice
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.division import Division
@@ -19,7 +26,10 @@ from kttrio.models.loading import load_model
 from kttrio.native import NativeError
 from kttrio.plan import Capacity
 from kttrio.request import GenerateRequest, SamplingParams
-from kttrio.runner.graphs import DecodeGraphs, GraphRoom, graph_sizes
+from kttrio.runner.build import load_runner
+from kttrio.runner.device import find_machine
+from kttrio.runner.graphs import DecodeGraphs, GraphRoom, GraphWish
+from kttrio.runner.planning import plan_start
 from kttrio.runner.runner import Runner
 from tests.device.shuffled import ShuffledDevice
 from tests.golden import FIXTURES
@@ -37,10 +47,17 @@ DEVICES = {
 
 
 def test_sizes_are_powers_of_two_and_the_most_rows():
-    assert graph_sizes((), most=1) == (1,)
-    assert graph_sizes((), most=8) == (1, 2, 4, 8)
-    assert graph_sizes((), most=20) == (1, 2, 4, 8, 16, 20)
-    assert graph_sizes((12, 3, 64, 3), most=20) == (3, 12)
+    assert GraphWish().fit(1) == (1,)
+    assert GraphWish().fit(8) == (1, 2, 4, 8)
+    assert GraphWish().fit(20) == (1, 2, 4, 8, 16, 20)
+    assert GraphWish(most=6).fit(20) == (1, 2, 4, 6)
+    assert GraphWish(most=64).fit(5) == (1, 2, 4, 5)
+
+
+def test_wished_sizes_are_those_that_may_come():
+    assert GraphWish((12, 3, 64, 3)).fit(20) == (3, 12)
+    assert GraphWish((12, 3), most=4).fit(20) == (3,)
+    assert GraphWish((64,)).fit(20) == ()
 
 
 class Built:
@@ -218,3 +235,23 @@ def test_what_goes_wrong_in_a_replays_host_work_fails_its_step_alone(one):
         matrices.pack_into(host, expert)
     found, _ = answer(runner)
     check_equal(found, expected)
+
+
+def test_what_the_plan_says_is_captured():
+    config = RunnerConfig(
+        ModelConfig(model=FIXTURES / "qwen3_next_chat", dtype="float32"),
+        ExpertConfig(kt_cpuinfer=1),
+        ENGINE,
+        DeviceConfig(device="cpu"),
+        placement=PlacementConfig(kt_gpu_experts_ratio=0.5),
+    )
+    start = plan_start(config, find_machine("cpu"))
+    plain = load_runner(start, None)
+    expected, _ = answer(plain)
+    assert "graphs" not in plain.facts
+    plain.close()
+    captured = load_runner(replace(start, plan=replace(start.plan, graph_sizes=(2, 5))), None)
+    assert captured.facts["graphs"] == "decode steps of 2, 5 sequences are captured"
+    found, _ = answer(captured)
+    check_equal(found, expected)
+    captured.close()

@@ -7,6 +7,7 @@ import pytest
 
 from kttrio.config import (
     ConfigError,
+    DeviceConfig,
     EngineConfig,
     ExpertConfig,
     ModelConfig,
@@ -22,11 +23,12 @@ CHECKPOINTS = sorted(file.parent.name for file in FIXTURES.glob("*/config.json")
 ENGINE = EngineConfig(max_running_requests=2, chunked_prefill_size=64)
 
 
-def look(path, on=None, *, experts=None, engine=ENGINE, placement=None):
+def look(path, on=None, *, experts=None, engine=ENGINE, placement=None, device=None):
     config = RunnerConfig(
         ModelConfig(model=path, dtype="float32"),
         experts or ExpertConfig(),
         engine,
+        device or DeviceConfig(),
         placement=placement or PlacementConfig(),
     )
     return plan_start(config, on or machine(host=GIB))
@@ -76,3 +78,32 @@ def test_errors_name_the_file(tmp_path):
         look(config, experts=ExpertConfig(kt_weight_path=Path("/x")))
     with pytest.raises(ConfigError, match="--model names no"):
         look(None)
+
+
+def test_decode_steps_are_captured_on_a_gpu_and_have_their_memory():
+    engine, gpu = EngineConfig(max_running_requests=20), machine(host=GIB, gpu=GIB)
+    plan = look(FIXTURES / "qwen3_next", gpu, engine=engine).plan
+    assert plan.graph_sizes == (1, 2, 4, 8, 16, 20)
+    wished = DeviceConfig(cuda_graph_max_bs=6, cuda_graph_bs=(3, 6, 9))
+    fewer = look(FIXTURES / "qwen3_next", gpu, engine=engine, device=wished).plan
+    assert fewer.graph_sizes == (3, 6)
+    assert plan.size("decode graphs") > fewer.size("decode graphs") > 0
+
+
+NO_GRAPHS = {
+    "a CPU": (machine(host=GIB), ENGINE, DeviceConfig()),
+    "a flag": (machine(host=GIB, gpu=GIB), ENGINE, DeviceConfig(disable_cuda_graph=True)),
+    "torch": (machine(host=GIB, gpu=GIB), ENGINE, DeviceConfig(attention_backend="torch")),
+    "drafts": (
+        machine(host=GIB, gpu=GIB),
+        replace(ENGINE, speculative_algorithm="MTP"),
+        DeviceConfig(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("on", "engine", "device"), NO_GRAPHS.values(), ids=NO_GRAPHS)
+def test_elsewhere_no_step_is_captured(on, engine, device):
+    plan = look(FIXTURES / "qwen3_next", on, engine=engine, device=device).plan
+    assert plan.graph_sizes == ()
+    assert plan.size("decode graphs") == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
 import pytest
@@ -26,7 +26,9 @@ from kttrio.experts.placement import frequency
 from kttrio.experts.recording import read_counts
 from kttrio.plan import Chunk, StepPlan
 from kttrio.request import GenerateRequest, SamplingParams
-from kttrio.runner.build import build_runner
+from kttrio.runner.build import build_runner, load_runner
+from kttrio.runner.device import find_machine
+from kttrio.runner.planning import plan_start
 from kttrio.runner.update import count_tokens
 from tests.device.shuffled import ShuffledDevice
 from tests.golden import FIXTURES
@@ -46,12 +48,14 @@ class AnyRule:
         self._dice = random.Random(seed)
         self.shares = set()
         """How the budget was divided between the layers."""
+        self.num_seen = 0
+        """Choices."""
 
     def wants(self, step):
         return True
 
     def add(self, counts):
-        assert counts.any()
+        self.num_seen += int(counts.sum())
 
     def choose(self, mask, limit):
         self.shares.add(tuple(mask.sum(1).tolist()))
@@ -70,6 +74,8 @@ class Setup:
     method: str = "auto"
     ratio: float = 0.4
     placement: dict = field(default_factory=dict)
+    graphs: tuple = ()
+    """Numbers of rows of captured decode steps."""
 
     def config(self, tmp_path, *, divided):
         placement = {}
@@ -104,7 +110,9 @@ class Setup:
             patch("kttrio.runner.build.open_device", lambda _: device or HostDevice()),
             patch("kttrio.runner.update._choose_rule", lambda *_: AnyRule(seed)),
         ):
-            runner = build_runner(self.config(tmp_path, divided=True))
+            start = plan_start(self.config(tmp_path, divided=True), find_machine("cpu"))
+            plan = replace(start.plan, graph_sizes=self.graphs)
+            runner = load_runner(replace(start, plan=plan), None)
         yield runner
         runner.close()
 
@@ -192,6 +200,33 @@ def test_no_order_of_the_device_shows(seed, tmp_path):
         with device.stirred():
             assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
         assert runner.updater.num_swaps > 3
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_captured_steps_count_and_follow_the_tables(seed, tmp_path):
+    """Every choice of a real token is seen, none of padding."""
+    device = HostDevice() if seed is None else ShuffledDevice(seed)
+    asked, num_tokens = [(prompt, answer[:12]) for prompt, answer in cases("qwen3_moe_chat")], 0
+    setup = Setup("qwen3_moe_chat", graphs=(2, 3))
+    with setup.moving(tmp_path, device=device) as runner:
+        step = runner.step
+
+        def counted(plan):
+            nonlocal num_tokens
+            num_tokens += plan.num_tokens
+            return step(plan)
+
+        with (
+            patch.object(runner, "step", counted),
+            patch.object(runner._graphs, "forward", wraps=runner._graphs.forward) as captured,
+        ):
+            assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
+        assert captured.call_count > 10
+        assert runner.updater.num_swaps > 5
+        if seed is None:  # nothing is under way, all was seen
+            model = runner._model
+            num_choices = num_tokens * model.top_k * model.num_layers
+            assert runner.updater._rule.num_seen == num_choices
 
 
 @pytest.mark.parametrize("name", ["qwen3_next_chat", "deepseek_v32_chat", "glm4_moe_chat"])

@@ -85,6 +85,8 @@ def load_runner(
             num_slots=plan.num_slots + spare,
         )
         _touch(caches)
+        # Before steps are captured: counting who is chosen must be part of them.
+        updater = None if state is None else new_updater(start.config, loaded, counts, state)
         runner = Runner(
             loaded,
             caches,
@@ -94,7 +96,7 @@ def load_runner(
             recorder=None if recorded is None else new_recorder(recorded, loaded),
             seam=device,
             graphs=None if device is None else _capture(loaded, caches, plan, device),
-            updater=None if state is None else new_updater(start.config, loaded, counts, state),
+            updater=updater,
             facts=_facts(loaded, start),
         )
         undo.pop_all()

@@ -21,16 +21,18 @@ def flag(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     alias: str = "",
     positional: bool = False,
     least: float | None = None,
     most: float | None = None,
     mend: str = "",
 ) -> Any:
-    """A config field with what the command line needs: help text, choices, a second spelling,
-    the smallest and largest number that makes sense, and what to do about a refused value.
-    A positional one is given without the flag's name, and must be."""
-    limits = {"choices": choices, "least": least, "most": most, "mend": mend}
+    """A config field with what the command line needs: help text, choices, words that may stand
+    in a number's place, a second spelling, the smallest and largest number that makes sense, and
+    what to do about a refused value. A positional one is given without the flag's name, and must
+    be."""
+    limits = {"choices": choices, "words": words, "least": least, "most": most, "mend": mend}
     names = {"alias": alias, "positional": positional}
     return field(default=default, metadata={"help": help} | names | limits)
 
@@ -105,12 +107,63 @@ STRATEGIES = ("uniform", "front-loading", "random", "frequency")
 """How experts are chosen for the GPU; frequency alone looks at recorded activations."""
 
 
+OTHER_BACKENDS = (
+    *("aiter", "ascend", "cutlass_mla", "cudnn", "dual_chunk_flash_attn", "fa3", "fa4"),
+    *("flashinfer", "flashmla", "flex_attention", "intel_amx", "intel_xpu", "nsa"),
+    *("torch_native", "trtllm_mha", "trtllm_mla", "wave"),
+)
+"""Attention kernels of SGLang that are not here."""
+
+UPDATE_RULES = ("decayed", "last-chunk")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """Where everything but the CPU's experts runs, and with which kernels."""
+
+    device: str = flag(
+        "auto",
+        "auto: the GPU if there is one, else the CPU alone; cpu: the CPU, which then stands in for "
+        "a GPU where experts are placed on one",
+        choices=("auto", "cuda", "cpu"),
+        mend="there are no kernels for another device",
+    )
+    attention_backend: str | None = flag(
+        None,
+        "kernels of the attention layers: triton (the default on a GPU) or torch; other names that "
+        "SGLang has mean the default",
+        choices=("triton", "torch", *OTHER_BACKENDS),
+    )
+    disable_cuda_graph: bool = flag(
+        False, "launch the kernels of decode steps one by one, not as captured graphs"
+    )
+    cuda_graph_max_bs: int | None = flag(
+        None,
+        "most sequences of a decode step that is captured; default: --max-running-requests",
+        least=1,
+    )
+    cuda_graph_bs: tuple[int, ...] = flag(
+        (), "numbers of sequences whose decode steps are captured; default: powers of two", least=1
+    )
+
+
+STRATEGIES = ("uniform", "front-loading", "random", "frequency")
+"""How experts are chosen for the GPU; frequency alone looks at recorded activations."""
+
+AUTO = "auto"
+"""Of experts on the GPU: as many as the memory plan leaves room for."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlacementConfig:
-    """Which experts live on a GPU. Without one all of them run on the CPU: nothing here applies."""
+    """Which experts live on the device. Where there is none, all of them run on the CPU."""
 
-    kt_num_gpu_experts: int | None = flag(
-        None, "experts on the GPU, for each layer that has experts", least=0
+    kt_num_gpu_experts: int | str | None = flag(
+        None,
+        "experts on the GPU, for each layer that has experts; auto, the default on a GPU: as many "
+        "as fit beside everything else",
+        least=0,
+        words=(AUTO,),
     )
     kt_gpu_experts_ratio: float | None = flag(
         None, "share of all experts on the GPU, instead of their number", least=0.0, most=1.0
@@ -125,13 +178,36 @@ class PlacementConfig:
         None, "recorded activations (.pt file) or trivial, the default: none"
     )
     kt_gpu_prefill_token_threshold: int | None = flag(
-        None, "a step of so many tokens takes whole layers of experts through the GPU", least=0
+        None,
+        "a prompt with so many tokens to compute passes through the model layer by layer, and each "
+        "of its experts once through the GPU; 0: never; default: 2048 on a GPU",
+        least=0,
+    )
+    kt_ring_experts: int | None = flag(
+        None,
+        "experts on their way through the GPU, for prompts; 0: none ever are; default: 64 on a "
+        "GPU, fewer where its memory is short",
+        least=0,
     )
     kt_enable_dynamic_expert_update: bool = flag(
-        False, "choose the experts on the GPU anew by what long prompts use"
+        False, "choose the experts on the GPU anew, again and again, by what requests use"
+    )
+    kt_dynamic_update_rule: str | None = flag(
+        None,
+        "by which they are chosen: those used most lately, over all layers (decayed, the default), "
+        "or in each layer those that the last step with a long prompt used most (last-chunk)",
+        choices=UPDATE_RULES,
+    )
+    kt_expert_state: Path | None = flag(
+        None,
+        "file that keeps what dynamic update has learnt, for the next start; default: one for "
+        "each model in --kt-cache-dir",
     )
     kt_max_deferred_experts_per_token: int | None = flag(
-        None, "experts on the CPU whose result may reach a token a layer later", least=0
+        None,
+        "experts on the CPU whose result may reach a token a layer later; more than 0 changes "
+        "answers; default: 0",
+        least=0,
     )
     record_kt_gpu_expert_distribution: bool = flag(
         False, "record which experts are on the GPU at each step"
@@ -283,3 +359,15 @@ class ServerConfig:
     log_level: str = flag(
         "info", "how much is logged", choices=("debug", "info", "warning", "error")
     )
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """All that concerns the model and where it runs: what a start and its preview are told."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    experts: ExpertConfig = field(default_factory=ExpertConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    recording: RecordingConfig = field(default_factory=RecordingConfig)

@@ -19,22 +19,14 @@ from typing import Protocol
 
 import trio
 
-from kttrio.config import (
-    ConfigError,
-    EngineConfig,
-    ExpertConfig,
-    ModelConfig,
-    PlacementConfig,
-    RecordingConfig,
-    ServerConfig,
-)
+from kttrio.config import ConfigError, RunnerConfig, ServerConfig
 from kttrio.engine.engine import Engine
 from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.served_model import ServedModel
 from kttrio.server.serving import open_listeners, serve_http
-from kttrio.server.state import AppState, Recording
+from kttrio.server.state import AppState, Placement, Recording
 from kttrio.text.images import ImageFormat
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -52,17 +44,18 @@ class ServerFailed(Exception):
 class Settings:
     """Everything the command line can say; each part is handed its own record."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    experts: ExpertConfig = field(default_factory=ExpertConfig)
-    placement: PlacementConfig = field(default_factory=PlacementConfig)
-    recording: RecordingConfig = field(default_factory=RecordingConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    runner: RunnerConfig = field(default_factory=RunnerConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
 
     @property
     def directory(self) -> Path:
         """The checkpoint that is served."""
-        return self.model.model or DEMO_MODEL
+        return self.runner.model.model or DEMO_MODEL
+
+    @property
+    def located(self) -> RunnerConfig:
+        """The runner's, with the checkpoint named."""
+        return replace(self.runner, model=replace(self.runner.model, model=self.directory))
 
 
 MemoryLine = tuple[str, str, str]
@@ -99,6 +92,8 @@ class Parts:
     """What was decided, for the operator and /get_server_info: plain values, no secrets."""
     recording: Recording | None = None
     """Of the experts that are used; None: the flags ask for none."""
+    placement: Placement | None = None
+    """Of experts on the device, following those in use; None: the flags ask for none."""
 
 
 Build = Callable[[Settings, Face], Parts]
@@ -121,20 +116,13 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     model = load_text(settings)
     try:
         _check_vocabulary(model, read_blueprint(settings.directory).shape.vocab_size)
-        runner = build_runner(
-            replace(settings.model, model=settings.directory),
-            settings.experts,
-            settings.engine,
-            recording=settings.recording,
-            progress=face.loading,
-            on_plan=on_plan,
-        )
+        runner = build_runner(settings.located, progress=face.loading, on_plan=on_plan)
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
     except NativeError as error:
         raise ConfigError(str(error)) from error
     facts = {"path": str(settings.directory), **model.facts, **runner.facts}
-    return Parts(runner, model, facts, recording=runner.recorder)
+    return Parts(runner, model, facts, recording=runner.recorder, placement=runner.updater)
 
 
 def _check_vocabulary(model: ServedModel, vocab_size: int) -> None:
@@ -150,11 +138,11 @@ def _check_vocabulary(model: ServedModel, vocab_size: int) -> None:
 def load_text(settings: Settings) -> ServedModel:
     """The text side of the checkpoint."""
     config = settings.server
-    if settings.model.model is None and config.served_model_name is None:
+    if settings.runner.model.model is None and config.served_model_name is None:
         config = replace(config, served_model_name=DEMO_NAME)
     images = None
-    if not settings.model.language_model_only:
-        most = settings.engine.max_image_tokens
+    if not settings.runner.model.language_model_only:
+        most = settings.runner.engine.max_image_tokens
         images = ImageFormat.load(settings.directory, max_tokens=most)
     return ServedModel.load(settings.directory, config, images=images)
 
@@ -191,14 +179,15 @@ class _Server:
         self._settings = settings
         self._face = face
         self._parts = parts
-        self._engine = Engine(parts.runner, settings.engine)
+        self._engine = Engine(parts.runner, settings.runner.engine)
         self._state = AppState(
             engine=self._engine,
             model=parts.model,
             config=settings.server,
             settings=parts.facts,
-            seeds=Random(settings.engine.random_seed),
+            seeds=Random(settings.runner.engine.random_seed),
             recording=parts.recording,
+            placement=parts.placement,
         )
         self._closing = trio.Event()
         self._closed = trio.Event()

@@ -23,11 +23,12 @@ def capacity(
     max_step_tokens: int = 512,
     vocab_size: int = 1000,
     num_drafts: int = 0,
+    long_tokens: int = 0,
+    max_long_tokens: int = 0,
 ) -> Capacity:
     """A small runner's capacity; any number may be given."""
-    return Capacity(
-        num_slots, num_pages, page_size, context_length, max_step_tokens, vocab_size, num_drafts
-    )
+    sizes = (num_slots, num_pages, page_size, context_length, max_step_tokens, vocab_size)
+    return Capacity(*sizes, num_drafts, long_tokens, max_long_tokens)
 
 
 def scripted_token(prompt: tuple[int, ...], i: int, vocab_size: int = 1000) -> int:
@@ -60,6 +61,7 @@ class ScriptedRunner:
 
     A chunk at position 0 begins anew, in whatever slot: outputs that it brings along (a preempted
     sequence is computed again) must be the script's own, as those fed back one by one.
+    Long ones are on their way for `long_steps` steps.
     `fail_steps`: numbers (from 0) of the steps that raise `failure`. `delay`: seconds that a
     step sleeps in its thread. `violations` lists every broken invariant, because the engine
     turns what `step` raises into error events. `history` keeps the last plans.
@@ -73,6 +75,7 @@ class ScriptedRunner:
         fail_steps: Collection[int] = (),
         failure: BaseException | None = None,
         delay: float = 0.0,
+        long_steps: int = 3,
     ) -> None:
         self._capacity = capacity if capacity is not None else _DEFAULT_CAPACITY
         vocab_size = self._capacity.vocab_size
@@ -80,6 +83,9 @@ class ScriptedRunner:
         self._fail_steps = fail_steps
         self._failure = failure or RuntimeError("scripted failure")
         self._delay = delay
+        self._long_steps = long_steps
+        self._long: Chunk | None = None  # under way, for so many steps now
+        self._num_passed = 0
         self._tenants: dict[int, _Tenant] = {}
         self._drafts: dict[int, tuple[int, ...]] = {}
         self._page_owner: dict[int, _Tenant] = {}
@@ -102,10 +108,19 @@ class ScriptedRunner:
         if number in self._fail_steps:
             raise self._failure
         results = tuple(self._answer(chunk) for chunk in plan.chunks)
-        return StepResult(results, time.perf_counter() - begin)
+        return StepResult(results, time.perf_counter() - begin, self._pass_on(plan.long))
 
     def close(self) -> None:
         self.closed = True
+
+    def _pass_on(self, long: Chunk | None) -> ChunkResult | None:
+        self._num_passed = self._num_passed + 1 if long is self._long else 1
+        self._long = long
+        if long is None or self._num_passed < self._long_steps:
+            return None
+        self._long = None
+        self._take_in(long)
+        return self._answer(long)
 
     def _demand(self, truth: bool, what: str) -> None:
         if not truth:
@@ -113,16 +128,27 @@ class ScriptedRunner:
             raise PlanError(what)
 
     def _check_plan(self, plan: StepPlan) -> None:
-        chunks, limit = plan.chunks, self._capacity
+        limit = self._capacity
         self._demand(not self.closed, "a step after close")
-        self._demand(len(chunks) > 0, "an empty plan")
         self._demand(plan.num_tokens <= limit.max_step_tokens, f"{plan.num_tokens} tokens")
+        chunks = plan.chunks
+        if plan.long is not None:
+            self._check_long(plan.long)
+            chunks = (*chunks, plan.long)
+        self._demand(len(chunks) > 0, "an empty plan")
         slots = [chunk.slot for chunk in chunks]
         self._demand(len(set(slots)) == len(slots), f"slots shared within a plan: {slots}")
         pages = [page for chunk in chunks for page in chunk.pages]
         self._demand(len(set(pages)) == len(pages), f"pages shared within a plan: {pages}")
         for chunk in chunks:
             self._check_chunk(chunk)
+        for chunk in plan.chunks:
+            self._take_in(chunk)
+
+    def _check_long(self, long: Chunk) -> None:
+        limit, length = self._capacity, len(long.token_ids)
+        self._demand(0 < limit.long_tokens <= length, f"{length} tokens are not long")
+        self._demand(length <= limit.max_long_tokens, f"{length} tokens are too long")
 
     def _check_chunk(self, chunk: Chunk) -> None:
         limit, name = self._capacity, f"slot {chunk.slot}"
@@ -137,7 +163,7 @@ class ScriptedRunner:
         needed = -(-end // limit.page_size)
         enough = len(chunk.pages) >= needed if limit.num_drafts else len(chunk.pages) == needed
         self._demand(enough, f"{name}: {len(chunk.pages)}/{needed} pages")
-        if chunk.start == 0:
+        if chunk.start == 0 and chunk is not self._long:
             self._tenants[chunk.slot] = _Tenant()
         tenant = self._tenants.get(chunk.slot)
         assert tenant is not None, f"{name} was never begun"
@@ -146,6 +172,9 @@ class ScriptedRunner:
             f"{name}: starts at {chunk.start}, has {len(tenant.token_ids)}",
         )
         self._claim_pages(tenant, chunk)
+
+    def _take_in(self, chunk: Chunk) -> None:
+        tenant = self._tenants[chunk.slot]
         self._check_drafts(chunk)
         known = len(chunk.token_ids) - chunk.num_drafts
         tenant.token_ids.extend(chunk.token_ids[:known])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kttrio.layers.backend import Backend
 from kttrio.models.base import CausalLM, read_blueprint
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.loader import Countdown, fill
@@ -73,13 +74,15 @@ def run_alone(model, prompt, chunks) -> Tensor:
     return torch.cat([sequence.step([chunk])[0] for chunk in chunks])
 
 
-def reference_model(directory: Path, *, num_drafts: int = 0) -> CausalLM:
+def reference_model(
+    directory: Path, *, num_drafts: int = 0, backend: Backend = "torch"
+) -> CausalLM:
     """Float32, its experts computed by torch: parameters may be changed to see what happens."""
     blueprint = read_blueprint(directory)
     if num_drafts:
         blueprint = blueprint.drafting(num_drafts)
     bank = TorchBank(directory, list(blueprint.expert_map()))
-    model = blueprint.build(bank, dtype=torch.float32)
+    model = blueprint.build(bank, dtype=torch.float32, backend=backend)
     with Checkpoint(directory) as source:
         fill(model, source, blueprint.weight_map(), Countdown(0, None))
     return model

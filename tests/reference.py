@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kttrio.experts.block import Beside
+from kttrio.experts.carry import Carry
+from kttrio.experts.routing import Routing
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.formats import base as formats
 from kttrio.weights.loader import ExpertWeights
@@ -19,8 +23,14 @@ class TorchExperts:
     def __init__(self, gate: Tensor, up: Tensor, down: Tensor) -> None:
         self.gate, self.up, self.down = gate, up, down
 
-    def forward(self, x, routing, beside=None, carry=None) -> Tensor:
-        out = torch.zeros_like(x) if beside is None else beside()
+    def forward(
+        self,
+        x: Tensor,
+        routing: Routing,
+        beside: Beside | None = None,
+        carry: Carry | None = None,
+    ) -> Tensor:
+        out = torch.zeros_like(x) if beside is None else beside().clone()
         for expert in range(len(self.gate)):
             token, place = (routing.ids == expert).nonzero(as_tuple=True)
             rows = x[token]
@@ -28,6 +38,12 @@ class TorchExperts:
             weight = routing.weights[token, place].to(x.dtype)
             out.index_add_(0, token, inner @ self.down[expert].T * weight[:, None])
         return out
+
+    def stream(
+        self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
+    ) -> Iterator[None]:
+        out.add_(self.forward(x, routing))
+        yield
 
 
 class TorchBank:

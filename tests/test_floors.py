@@ -153,8 +153,8 @@ def web_framework_only_in_server(source: Source) -> Iterator[str]:
             yield f"{source.name} imports {name}"
 
 
-def library_only_in_native(source: Source) -> Iterator[str]:
-    if source.name != "native" and "ctypes" in source.outer():
+def libraries_only_at_the_walls(source: Source) -> Iterator[str]:
+    if source.name not in ("native", "device.driver") and "ctypes" in source.outer():
         yield f"{source.name} imports ctypes"
 
 
@@ -265,7 +265,10 @@ RULES: dict[Callable[[Source], Iterator[str]], list[Source]] = {
         Source("serve", "from quart_trio import QuartTrio"),
         Source("cli.serve", "import hypercorn.trio"),
     ],
-    library_only_in_native: [Source("experts.host", "from ctypes import c_int")],
+    libraries_only_at_the_walls: [
+        Source("experts.host", "from ctypes import c_int"),
+        Source("device.cuda", "import ctypes"),
+    ],
     environment_only_in_cli: [
         Source("serve", "import os\nx = os.environ['X']"),
         Source("runner.build", "from os import getenv"),

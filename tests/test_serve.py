@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from kttrio.client import Client, ClientError, StatusError
-from kttrio.config import ConfigError, ModelConfig, ServerConfig
+from kttrio.config import ConfigError, ModelConfig, RunnerConfig, ServerConfig
 from kttrio.plan import StepPlan, StepResult
 from kttrio.serve import (
     DEMO_MODEL,
@@ -100,7 +100,9 @@ def text(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def serving(text: Path, runner: ScriptedRunner, **config: Any) -> AsyncIterator[Server]:
     """Serve `runner`; whoever leaves the block has ended the server, or it is cancelled."""
-    settings = Settings(model=ModelConfig(model=text), server=ServerConfig(**{"port": 0, **config}))
+    settings = Settings(
+        RunnerConfig(ModelConfig(model=text)), ServerConfig(**{"port": 0, **config})
+    )
     server = Server(Face())
 
     def build(given: Settings, face: object) -> Parts:
@@ -272,4 +274,4 @@ def test_a_tokenizer_of_another_model_is_refused_before_anything_is_read(tmp_pat
     config = json.loads((DEMO_MODEL / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 1000}))
     with pytest.raises(ConfigError, match="has 2048 tokens but the model only 1000"):
-        build_parts(Settings(model=ModelConfig(model=tmp_path)), Face())
+        build_parts(Settings(RunnerConfig(ModelConfig(model=tmp_path))), Face())

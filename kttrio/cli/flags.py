@@ -95,6 +95,7 @@ def _add_flag(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> No
     shown = _plain_type(hint).__name__.upper()
     if item.metadata.get("choices"):
         shown = "{" + ",".join(item.metadata["choices"]) + "}"
+    shown = "|".join((shown, *item.metadata.get("words", ())))
     if _is_list(hint):
         options["nargs"] = "*" if item.metadata.get("refused") else "+"
     group.add_argument(*names, metavar=shown, **options)
@@ -135,9 +136,10 @@ def _is_list(hint: Any) -> bool:
 
 
 def _plain_type(hint: Any) -> type[Any]:
-    """The type of one given value: `int | None` -> int, `tuple[int, ...]` -> int."""
+    """The type of one given value: `int | None` -> int, `tuple[int, ...]` -> int; that of numbers
+    where words may stand for one: `int | str` -> int."""
     if isinstance(hint, UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
+        hint = get_args(hint)[0]
     kind: type[Any] = get_args(hint)[0] if _is_list(hint) else hint
     return kind
 
@@ -164,6 +166,8 @@ def _value(kind: type[Any], text: str, metadata: Any) -> Any:
     choices = metadata.get("choices")
     if choices:
         text = _choose(text, choices)
+    if text.casefold() in metadata.get("words", ()):
+        return text.casefold()
     if kind in (int, float):
         return _number(kind, text, metadata)
     return Path(text).expanduser() if kind is Path else text
@@ -183,6 +187,7 @@ def _number(kind: type[Any], text: str, metadata: Any) -> Any:
         value = kind(text)
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
+        wanted = " or ".join((wanted, *metadata.get("words", ())))
         raise ConfigError(f"{text!r} is not {wanted}") from None
     least, most = metadata.get("least"), metadata.get("most")
     if not math.isfinite(value):

@@ -14,9 +14,6 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any
 
 from kttrio.cli.flags import flag_name
-from kttrio.config import PlacementConfig
-
-NO_GPU = "no GPU, every expert runs on the CPU"
 
 
 def _idle(why: str, *, switches: str = "", values: str = "", lists: str = "") -> Iterator[Any]:
@@ -65,7 +62,7 @@ _IDLE = (
     ),
     *_idle(
         "there is one kernel for each layer",
-        values="attention-backend prefill-attention-backend decode-attention-backend "
+        values="prefill-attention-backend decode-attention-backend "
         "mm-attention-backend nsa-prefill-backend nsa-decode-backend linear-attn-backend "
         "linear-attn-decode-backend linear-attn-prefill-backend mamba-backend fp8-gemm-backend "
         "fp4-gemm-backend moe-runner-backend sampling-backend grammar-backend "
@@ -76,11 +73,9 @@ _IDLE = (
         "triton-attention-reduce-in-fp32 disable-fast-image-processor",
     ),
     *_idle(
-        "no CUDA graphs",
-        values="cuda-graph-max-bs",
-        lists="cuda-graph-bs",
-        switches="disable-cuda-graph disable-cuda-graph-padding enable-profile-cuda-graph "
-        "enable-cudagraph-gc enable-piecewise-cuda-graph",
+        "decode steps are captured as they are, others are not",
+        switches="disable-cuda-graph-padding enable-profile-cuda-graph enable-cudagraph-gc "
+        "enable-piecewise-cuda-graph",
     ),
     *_idle(
         "one process, one device",
@@ -157,7 +152,6 @@ _FIXED = (
     *_fixed("node-rank", "0", _ONE_DEVICE),
     *_fixed("moe-a2a-backend", "none", _ONE_DEVICE),
     *_fixed("disaggregation-mode", "null", _ONE_DEVICE),
-    *_fixed("device", "auto cpu", "there are no kernels for another device"),
     *_fixed("load-format", "auto safetensors", "only safetensors files are read"),
     *_fixed(
         "kv-cache-dtype",
@@ -192,18 +186,15 @@ FOREIGN = make_dataclass(
 """The flags of this file as one more record of the command line."""
 
 
-def name_idle(foreign: Any, placement: PlacementConfig) -> str:
+def name_idle(foreign: Any) -> str:
     """The line that names every given flag without meaning here; empty when there is none.
 
-    `foreign` is a `FOREIGN`. On a machine without a GPU the placement of experts is idle as well.
+    `foreign` is a `FOREIGN`.
     """
     given: dict[str, list[str]] = {}
     for item in fields(foreign):
         if "why" in item.metadata and getattr(foreign, item.name) != item.default:
             given.setdefault(item.metadata["why"], []).append(flag_name(item.name))
-    for item in fields(placement):
-        if getattr(placement, item.name) != item.default:
-            given.setdefault(NO_GPU, []).append(flag_name(item.name))
     return "; ".join(f"{', '.join(names)} ({why})" for why, names in given.items())
 
 
@@ -216,9 +207,9 @@ def name_reduced(foreign: Any) -> list[str]:
     ]
 
 
-def foreign_notes(foreign: Any, placement: PlacementConfig) -> Iterator[str]:
+def foreign_notes(foreign: Any) -> Iterator[str]:
     """What to say aloud of the given flags, line by line; `foreign` is a `FOREIGN`."""
-    idle = name_idle(foreign, placement)
+    idle = name_idle(foreign)
     if idle:
         yield f"without meaning here: {idle}"
     yield from name_reduced(foreign)

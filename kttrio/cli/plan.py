@@ -1,7 +1,7 @@
 """`kttrio plan`: what a model would need and get on a machine, shown without loading anything.
 
 It takes the flags of `kttrio serve`; --model may also name a bare config.json. What is decided is
-in kttrio/runner/preview.py.
+in kttrio/runner/planning.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from kttrio.cli.flags import parse_flags
 from kttrio.cli.foreign import FOREIGN, foreign_notes
 from kttrio.config import (
     ConfigError,
+    DeviceConfig,
     EngineConfig,
     ExpertConfig,
     ModelConfig,
     PlacementConfig,
     RecordingConfig,
+    RunnerConfig,
     ServerConfig,
     flag,
 )
@@ -34,6 +36,16 @@ from kttrio.serve import DEMO_MODEL
 DESCRIPTION = "Show what `kttrio serve` with the same flags would need, without loading anything."
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 2 ** (10 * power) for power, unit in enumerate("kmgt", 1)}
+
+RECORDS = (
+    ModelConfig,
+    ExpertConfig,
+    EngineConfig,
+    DeviceConfig,
+    PlacementConfig,
+    RecordingConfig,
+)
+"""In the order of `RunnerConfig`."""
 
 Size = Callable[[int], str]
 
@@ -47,55 +59,49 @@ class PlanConfig:
     memory: str | None = flag(
         None, "plan for so much available memory, as in 256GiB; default: what is available here"
     )
+    gpu_memory: str | None = flag(
+        None, "plan for a GPU of so much memory, as in 24GiB, whether there is one here or not"
+    )
     json: bool = flag(False, "numbers for programs, in bytes, instead of tables")
 
 
 def run(argv: Sequence[str]) -> int:
     """0 when the model would start, 1 when it does not fit."""
-    records = [
-        PlanConfig,
-        ModelConfig,
-        ExpertConfig,
-        PlacementConfig,
-        RecordingConfig,
-        EngineConfig,
-    ]
-    shown, model, experts, placement, recording, engine, foreign, _ = parse_flags(
-        "kttrio plan", DESCRIPTION, argv, [*records, FOREIGN, ServerConfig]
+    shown, model, *others, foreign, _ = parse_flags(
+        "kttrio plan", DESCRIPTION, argv, [PlanConfig, *RECORDS, FOREIGN, ServerConfig]
     )
-    memory = None if shown.memory is None else parse_bytes(shown.memory)
+    config = RunnerConfig(replace(model, model=model.model or DEMO_MODEL), *others)
+    memory, gpu_memory = (
+        None if text is None else parse_bytes(name, text)
+        for name, text in (("--memory", shown.memory), ("--gpu-memory", shown.gpu_memory))
+    )
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    for note in foreign_notes(foreign, placement):
+    for note in foreign_notes(foreign):
         log.warning("%s", note)
     # Here and not above: they import torch, seconds that a mistyped flag should not take.
-    from kttrio.runner.machine import available_memory
+    from kttrio.runner.device import imagined_machine
     from kttrio.runner.memory import format_bytes
-    from kttrio.runner.preview import preview
+    from kttrio.runner.planning import plan_start
+    from kttrio.runner.preview import report
     from kttrio.weights.checkpoint import CheckpointError
 
+    machine = imagined_machine(config.device.device, host_bytes=memory, device_bytes=gpu_memory)
     try:
-        found = preview(
-            replace(model, model=model.model or DEMO_MODEL),
-            experts,
-            engine,
-            recording=recording,
-            available_bytes=available_memory() if memory is None else memory,
-        )
+        found = report(plan_start(config, machine))
     except CheckpointError as error:
         raise ConfigError(str(error)) from error
-    report = found.report()
     if shown.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(found, indent=2))
     else:
-        show(report, Console(highlight=False, soft_wrap=True), format_bytes)
-    return 1 if found.refusal else 0
+        show(found, Console(highlight=False, soft_wrap=True), format_bytes)
+    return 1 if found["refusal"] else 0
 
 
-def parse_bytes(text: str) -> int:
-    """'256GiB', '1.5 TB', '64g' -> bytes; ConfigError for anything else."""
+def parse_bytes(flag: str, text: str) -> int:
+    """'256GiB', '1.5 TB', '64g' -> bytes; ConfigError, naming the flag, for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", text.strip().lower())
     if not found:
-        raise ConfigError(f"--memory: {text!r} is no size; write it like 256GiB or 256GB")
+        raise ConfigError(f"{flag}: {text!r} is no size; write it like 256GiB or 256GB")
     return int(float(found[1]) * UNITS[found[2]])
 
 
@@ -109,7 +115,8 @@ def show(report: dict[str, Any], console: Console, size: Size) -> None:
     memory = _table("memory", "where", "size")
     for row in report["memory"]:
         memory.add_row(row["name"], row["where"], size(row["bytes"]))
-    memory.add_row("all", "", size(report["total_bytes"]), style="bold")
+    for row in report["memories"]:
+        memory.add_row("all", row["where"], size(row["bytes"]), style="bold")
     for table in (weights, memory):
         console.print(table, Text())
     for name, value in _facts(report, size).items():
@@ -122,7 +129,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _facts(report: dict[str, Any], size: Size) -> dict[str, str]:
-    shape, experts, budget = report["shape"], report["experts"], report["budget_bytes"]
+    shape, experts = report["shape"], report["experts"]
     each = size(experts["bytes_each"])
     return {
         "layers": f"{shape['num_layers']}, {shape['num_experts']} experts, {shape['top_k']} used",
@@ -131,9 +138,14 @@ def _facts(report: dict[str, Any], size: Size) -> dict[str, str]:
         "a token": f"{report['bytes_per_token']} bytes of KV cache",
         "a sequence": f"{size(report['bytes_per_sequence'])} of recurrent state",
         **({} if report["refusal"] else _room(report)),
-        "available": f"{size(report['available_bytes'])}, of which {size(budget)} may be filled",
+        "available": "; ".join(_available(row, size) for row in report["memories"]),
         "verdict": report["refusal"] or _fit(report),
     }
+
+
+def _available(memory: dict[str, Any], size: Size) -> str:
+    available, budget = size(memory["available_bytes"]), size(memory["budget_bytes"])
+    return f"{available} ({memory['where']}), of which {budget} may be filled"
 
 
 def _room(report: dict[str, Any]) -> dict[str, str]:
@@ -143,7 +155,23 @@ def _room(report: dict[str, Any]) -> dict[str, str]:
         "sequences": f"{report['num_sequences']} at a time, each up to {report['context_length']} "
         "tokens",
         "steps": f"up to {report['num_step_tokens']} tokens",
+        **(_divided(report) if report["device"] != "none" else {}),
     }
+
+
+def _divided(report: dict[str, Any]) -> dict[str, str]:
+    """How experts and prompts use the device."""
+    experts = report["experts"]
+    share = experts["on_device"] / experts["number"]
+    found = {"on device": f"{experts['on_device']} of {experts['number']} experts ({share:.0%})"}
+    if experts["ring"]:
+        found["ring"] = f"{experts['ring']} experts on their way at a time"
+    if report["long_tokens"]:
+        found["prompts"] = (
+            f"from {report['long_tokens']} tokens on layer by layer, {report['max_long_tokens']} "
+            "at a time"
+        )
+    return found
 
 
 def _fit(report: dict[str, Any]) -> str:

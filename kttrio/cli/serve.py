@@ -23,11 +23,13 @@ from kttrio.cli.flags import flag_name, parse_flags
 from kttrio.cli.foreign import FOREIGN, foreign_notes
 from kttrio.config import (
     ConfigError,
+    DeviceConfig,
     EngineConfig,
     ExpertConfig,
     ModelConfig,
     PlacementConfig,
     RecordingConfig,
+    RunnerConfig,
     ServerConfig,
 )
 from kttrio.serve import MemoryLine, ServerFailed, Settings, serve
@@ -39,12 +41,13 @@ QUESTION = "What is kttrio?"
 RECORDS = (
     ModelConfig,
     ExpertConfig,
+    EngineConfig,
+    DeviceConfig,
     PlacementConfig,
     RecordingConfig,
-    EngineConfig,
     ServerConfig,
 )
-"""In the order of `Settings`."""
+"""In the order of `RunnerConfig`, and the server's."""
 PREPARED_KERNELS = 256
 """Far more than one step's shapes of matrices, which would be prepared anew in each layer if they
 pushed each other out. In bfloat16 one takes about 1 MiB."""
@@ -55,11 +58,11 @@ log = logging.getLogger(__name__)
 
 def run(argv: Sequence[str]) -> int:
     """0 after a clean end, 1 when the engine failed or a second signal cut it short."""
-    *ours, foreign = parse_flags("kttrio serve", DESCRIPTION, argv, [*RECORDS, FOREIGN])
-    settings = with_environment(Settings(*ours), os.environ)
+    *ours, server, foreign = parse_flags("kttrio serve", DESCRIPTION, argv, [*RECORDS, FOREIGN])
+    settings = with_environment(Settings(RunnerConfig(*ours), server), os.environ)
     check_paths(settings)
     _set_up_logging(settings.server.log_level)
-    for note in foreign_notes(foreign, settings.placement):
+    for note in foreign_notes(foreign):
         log.warning("%s", note)
     tune_libraries(os.environ)
     face = TerminalFace(Console(highlight=False), settings)
@@ -90,22 +93,23 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
 
 def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """What the command line leaves open and a variable says; a variable alone asks for nothing."""
-    directory, given = environment.get(RECORDING_DIRECTORY), settings.recording
+    directory, given = environment.get(RECORDING_DIRECTORY), settings.runner.recording
     is_open = given.expert_distribution_recorder_dir is None
     if not directory or not is_open or given.expert_distribution_recorder_mode is None:
         return settings
     path = Path(directory).expanduser()
-    return replace(settings, recording=replace(given, expert_distribution_recorder_dir=path))
+    recording = replace(given, expert_distribution_recorder_dir=path)
+    return replace(settings, runner=replace(settings.runner, recording=recording))
 
 
 def check_paths(settings: Settings) -> None:
     """Every given path exists and is of its kind; ConfigError names the first that does not."""
-    _check_model(settings.model.model)
+    _check_model(settings.runner.model.model)
     if not (settings.directory / "config.json").is_file():
         raise ConfigError(f"--model: {settings.directory} has no config.json; is it a checkpoint?")
-    _check_path(settings.experts, "kt_weight_path", Path.is_dir, "directory")
+    _check_path(settings.runner.experts, "kt_weight_path", Path.is_dir, "directory")
     _check_path(settings.server, "chat_template", Path.is_file, "file")
-    _check_recording(settings.placement.init_expert_location)
+    _check_recording(settings.runner.placement.init_expert_location)
 
 
 def _check_model(path: Path | None) -> None:

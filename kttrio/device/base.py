@@ -70,6 +70,13 @@ class Graph(Protocol):
         ...
 
 
+class JobMaker(Protocol):
+    """`ExpertLayer.job` with its tensors given: what is left are the flags of a device that says in
+    memory when they are there."""
+
+    def __call__(self, *, ready: Tensor | None = None, done: Tensor | None = None) -> Job: ...
+
+
 class Device(Protocol):
     """Where the dense layers and the hottest experts live."""
 
@@ -96,12 +103,22 @@ class Device(Protocol):
         """Host memory, uninitialised, that copies to and from the device need not wait for."""
         ...
 
+    def new_job(self, make: JobMaker) -> Job:
+        """A job that streams of this device can start. It is closed after a `synchronize`, not
+        while a stream may still start or finish it."""
+        ...
+
     def capture(self, work: Work) -> Graph:
         """Capture `work`, which may use every stream of this device but must join them to the main
         one before it ends. It runs at least once here. Raises RuntimeError for work that waits for
         the device or makes the host look at a value: that would be baked in."""
         ...
 
+    def check_jobs(self) -> None:
+        """Wait for the jobs that were started so far, and raise what went wrong in one. Once a
+        step's results have come that is no wait."""
+        ...
+
     def synchronize(self) -> None:
-        """Wait for all streams; raises what their work raised."""
+        """Wait for all streams and jobs; raises what their work raised."""
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -19,7 +19,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kttrio.device.base import Event, Work
+from kttrio.device.base import Event, JobMaker, Work
+from kttrio.device.jobs import STARTED_TWICE, check_jobs, raise_first
 from kttrio.device.tape import Tape
 from kttrio.native import Job
 
@@ -131,10 +132,6 @@ class TwinDevice(ABC):
         self._streams: list[TwinStream] = []
         self.main = self.open_stream("main")
 
-    @property
-    def is_capturing(self) -> bool:
-        return self._books.capture is not None
-
     def open_stream(self, name: str) -> TwinStream:
         stream = self._new_stream(name, self._books)
         self._streams.append(stream)
@@ -143,6 +140,13 @@ class TwinDevice(ABC):
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
 
+    @property
+    def is_capturing(self) -> bool:
+        return self._books.capture is not None
+
+    def new_job(self, make: JobMaker) -> Job:
+        return make()
+
     def capture(self, work: Work) -> TwinGraph:
         """What it writes once here it has written as the first replay would."""
         self.synchronize()
@@ -150,16 +154,15 @@ class TwinDevice(ABC):
             work()
             return capture.close()
 
+    def check_jobs(self) -> None:
+        check_jobs(self._books.jobs)
+
     def synchronize(self) -> None:
-        if self._books.capture is not None:
+        if self.is_capturing:
             raise RuntimeError("a captured step may not wait for the device")
         for stream in self._streams:
             stream.drain()
-        jobs = [job for job in self._books.jobs if job.is_open]
-        self._books.jobs.clear()
-        raise_first(
-            [*(stream.raise_failure for stream in self._streams), *(job.wait for job in jobs)]
-        )
+        raise_first([*(stream.raise_failure for stream in self._streams), self.check_jobs])
 
     @abstractmethod
     def _new_stream(self, name: str, books: Books) -> TwinStream: ...
@@ -172,18 +175,6 @@ class TwinDevice(ABC):
                 yield self._books.capture
             finally:
                 self._books.capture = None
-
-
-def raise_first(calls: list[Callable[[], object]]) -> None:
-    """Do all, then raise the first that failed."""
-    failures: list[Exception] = []
-    for call in calls:
-        try:
-            call()
-        except Exception as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
 
 
 class CapturedEvent:
@@ -226,6 +217,7 @@ class Capture:
     def __init__(self, main: TwinStream, tape: Tape) -> None:
         self._main, self._tape = main, tape
         self._given: list[Given] = []
+        self._started: set[Job] = set()
         # How much of each stream's work comes before what each stream, or event, does next.
         self._before: dict[TwinStream, Counter[TwinStream]] = {main: Counter()}
         self._events: dict[CapturedEvent, Counter[TwinStream]] = {}
@@ -269,7 +261,11 @@ class Capture:
             self._given.append((self._main, Run(operations, in_inference=True)))
 
     def _done(self, call: Call) -> Call:
+        if isinstance(call, Start) and call.job in self._started:
+            raise RuntimeError(STARTED_TWICE)
         call()
+        if isinstance(call, Start):
+            self._started.add(call.job)
         operations = self._tape.cut()
         return Run(operations, in_inference=True) if isinstance(call, Run) else call
 

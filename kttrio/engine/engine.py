@@ -62,7 +62,7 @@ class EngineStats:
     accepted_draft_tokens: int
     """Drafts that became output."""
     healthy: bool
-    """False before `run`, after it, and from a failed step until the next good one."""
+    """False before `run`, after it, and from a failed step or passage until the next good one."""
     error: str | None
     """Why it is not healthy."""
 
@@ -309,7 +309,8 @@ class Engine:
             self._failed_steps += 1
             self._error = f"the model step failed: {outcome}"
             return self._scheduler.fail(plan, self._error)
-        self._error = None
+        # What fails on the passage spares the step beside it, but is no less a fault of the runner.
+        self._error = outcome.long.error if outcome.long else None
         self._last_step_seconds = outcome.seconds
         return self._scheduler.commit(plan, outcome)
 

@@ -12,6 +12,9 @@ oldest is never preempted by a younger one, and as `submit` takes nothing that c
 it always ends. A preempted sequence cannot be admitted again before another one has ended: what it
 gave up went, at least in part, to an older one.
 
+A long prompt may pass through the model layer by layer, beside the steps and outside their budget
+(`passage.py`). Younger ones that are short do not wait for it: they get their first tokens earlier.
+
 At most one step is in flight. What a sequence holds is given back at the commit of the step that
 may still write to it, never before; preemption belongs to `plan`, when no step writes.
 """
@@ -24,8 +27,9 @@ from collections import deque
 from kttrio.config import ConfigError, EngineConfig
 from kttrio.engine.errors import QueueFull, RequestTooLarge
 from kttrio.engine.pages import PagePool
+from kttrio.engine.passage import Passage
 from kttrio.engine.sequence import Sequence, Stage
-from kttrio.plan import Capacity, Chunk, StepPlan, StepResult
+from kttrio.plan import Capacity, Chunk, ChunkResult, StepPlan, StepResult
 from kttrio.request import FinishReason, GenerateRequest, TokenEvent
 
 Events = list[tuple[Sequence, TokenEvent]]
@@ -64,7 +68,8 @@ class Scheduler:
         self.num_drafted = 0  # drafts that were verified, and those of them that became outputs
         self.num_accepted = 0
         self._plan: StepPlan | None = None
-        self._planned: list[Sequence] = []  # beside the plan's chunks
+        self._planned: list[Sequence] = []  # beside the plan's chunks; last who is on the passage
+        self._passage = Passage(capacity)
         self._step_seconds = 0.0
 
     @property
@@ -119,7 +124,8 @@ class Scheduler:
         return sequence
 
     def plan(self) -> StepPlan | None:
-        """The next step: one token of every sequence that decodes, then prompts up to the budget.
+        """The next step: one token of every sequence that decodes, then prompts up to the budget,
+        and one of those that are too long for it.
 
         Drafts come along where nobody has to give up anything for them. A preempted sequence's
         tokens count as its prompt. None when there is nothing to do.
@@ -137,11 +143,12 @@ class Scheduler:
                 planned.append(sequence)
         chunks = self._plan_decodes(planned)
         self._plan_prompts(prompts, chunks, planned)
-        if not chunks:
+        long = self._plan_long(prompts, planned)
+        if not planned:
             return None
         for sequence in planned:
             sequence.in_flight = True
-        self._plan, self._planned = StepPlan(tuple(chunks)), planned
+        self._plan, self._planned = StepPlan(tuple(chunks), long), planned
         return self._plan
 
     def commit(self, plan: StepPlan, result: StepResult) -> Events:
@@ -151,9 +158,11 @@ class Scheduler:
         """
         events: Events = []
         planned = self._close_step(plan)
-        for sequence, chunk, found in zip(planned, plan.chunks, result.chunks, strict=True):
+        for sequence, chunk, found in zip(planned, *_pairs(plan, result), strict=True):
             if sequence.abandoned:
                 self._release(sequence)
+                continue
+            if found is None:
                 continue
             news = sequence.advance(chunk, found)
             if not news:
@@ -165,6 +174,8 @@ class Scheduler:
             if chunk.num_drafts:
                 self.num_drafted += chunk.num_drafts
                 self.num_accepted += sum(event.accepted for event in news)
+        if result.long is not None:
+            self._passage.end()
         self._smooth(result.seconds)
         return events
 
@@ -258,7 +269,8 @@ class Scheduler:
         """Take one more page, the youngest's if none is free; False if that is itself."""
         if self._pool.num_free == 0 and self._capacity.num_drafts:
             for other in self._running:
-                self._pool.give_back(other.give_up_ahead())
+                if other is not self._passage.sequence:  # its chunk, handed out, names them all
+                    self._pool.give_back(other.give_up_ahead())
         if self._pool.num_free == 0:
             youngest = next(reversed(self._running))
             self._preempt(youngest)
@@ -291,10 +303,13 @@ class Scheduler:
         for sequence in prompts:
             if budget == 0:
                 return
-            budget -= self._plan_prompt(sequence, budget, chunks, planned)
+            if not self._passage.takes(sequence):
+                budget -= self._plan_prompt(sequence, budget, chunks, planned)
         while budget > 0 and (head := self._next_in_line()) and self._has_room(head):
             self._admit(head)
-            budget -= self._plan_prompt(head, budget, chunks, planned)
+            prompts.append(head)
+            if not self._passage.takes(head):
+                budget -= self._plan_prompt(head, budget, chunks, planned)
 
     def _plan_prompt(
         self, sequence: Sequence, budget: int, chunks: list[Chunk], planned: list[Sequence]
@@ -304,6 +319,15 @@ class Scheduler:
         chunks.append(chunk)
         planned.append(sequence)
         return len(chunk.token_ids)
+
+    def _plan_long(self, prompts: list[Sequence], planned: list[Sequence]) -> Chunk | None:
+        passage = self._passage
+        if passage.sequence is None and (first := next(filter(passage.takes, prompts), None)):
+            self._reserve(first)
+            passage.begin(first)
+        if passage.sequence is not None:
+            planned.append(passage.sequence)
+        return passage.chunk
 
     def _admit(self, head: Sequence) -> None:
         (self._preempted or self._waiting).popleft()
@@ -324,6 +348,8 @@ class Scheduler:
         sequence.stage = Stage.FINISHED
 
     def _vacate(self, sequence: Sequence) -> None:
+        if sequence is self._passage.sequence:
+            self._passage.end()
         del self._running[sequence]
         self._free_slots.append(sequence.slot)
         self._pool.give_back(sequence.pages)
@@ -348,3 +374,12 @@ class Scheduler:
         steps = min((s.max_outputs - s.num_outputs for s in self._running), default=0)
         low, high = _RETRY_SECONDS
         return float(min(max(math.ceil(steps * self._step_seconds), low), high))
+
+
+def _pairs(
+    plan: StepPlan, result: StepResult
+) -> tuple[tuple[Chunk, ...], tuple[ChunkResult | None, ...]]:
+    """The plan's chunks and what was found of each; None while the long one is on its way."""
+    if plan.long is None:
+        return plan.chunks, result.chunks
+    return (*plan.chunks, plan.long), (*result.chunks, result.long)

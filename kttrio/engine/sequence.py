@@ -81,6 +81,11 @@ class Sequence:
         return len(self._outputs)
 
     @property
+    def num_lacking(self) -> int:
+        """Known tokens that the runner has not computed."""
+        return self.num_known - self.num_computed
+
+    @property
     def is_decoding(self) -> bool:
         """The runner lacks one token only, so it gets on in every step."""
         return self.num_known - self.num_computed == 1

@@ -128,7 +128,8 @@ class ExpertBank:
         """
         if self._division is not None:
             handoff = self._handoff_shape(self._division, maps)
-            self.sides = Sides(self._division, plan, maps, handoff)
+            threads = self._pool.num_threads
+            self.sides = Sides(self._division, plan, maps, handoff, pool_threads=threads)
         for index, weights in enumerate(maps):
             layer = self._new_layer(weights, plan.held[index], plan.activations[index])
             self.host_layers.append(layer)
@@ -139,6 +140,8 @@ class ExpertBank:
                     gate = weights.gate.format(expert)  # tells the layer, too
                     raise native.NativeError(f"the expert of {gate!r}: {error}") from error
             self._layers.append(self._join(index, layer))
+        if self.sides is not None:
+            self.sides.measure(self.host_layers, self._dtype)
 
     def _take(self, index: int, expert: int, matrices: Matrices) -> None:
         if self.sides is None or not self.sides.take(index, expert, matrices):
@@ -175,6 +178,8 @@ class ExpertBank:
     def close(self) -> None:
         """Free the experts and end the threads; the model must not run any more."""
         self._layers.clear()
+        if self.sides is not None:
+            self.sides.close()
         for layer in self.host_layers:
             layer.close()
         self.host_layers.clear()

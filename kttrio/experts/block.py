@@ -80,33 +80,35 @@ class MoEBlock(nn.Module):
         if shared != "none":
             self.shared = GatedMLP(hidden_size, shared_size, dtype=dtype)
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        """[tokens, hidden]; without a carry nothing is deferred."""
+    def forward(self, x: Tensor, carry: Carry | None = None, live: Tensor | None = None) -> Tensor:
+        """[tokens, hidden]; without a carry nothing is deferred. `live` [tokens] bool: tokens
+        without it use no experts; None: all do."""
         scores = F.linear(x.float(), self.gates)
-        routing = self._route(scores)
+        routing = self._route(scores, live)
         beside = None if self.shared is None else partial(self._shared, self.shared, x, scores)
         return self.experts.forward(x, routing, beside, carry)
 
     def stream(
-        self, x: Tensor, *, piece: int, carry: Carry | None = None
-    ) -> Iterator[Tensor | None]:
-        """The same for a long prompt, `piece` tokens at a time where experts have no part in it.
-        Yields None wherever other work may run, and the result in the end."""
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        self, x: Tensor, out: Tensor, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The same for a long prompt, `piece` tokens at a time where routed experts have no part
+        in it; x and `out` [tokens, hidden], `out` float32. Yields wherever other work may run."""
         routings = []
         for rows, part in zip(torch.split(out, piece), torch.split(x, piece), strict=True):
             scores = F.linear(part.float(), self.gates)
             routings.append(self._route(scores))
-            if self.shared is not None:
+            if self.shared is None:
+                rows.zero_()
+            else:
                 rows.copy_(self._shared(self.shared, part, scores))
-            yield None
+            yield
         ids, weights = (torch.cat(tensors) for tensors in zip(*routings, strict=True))
-        for _ in self.experts.stream(x, Routing(ids, weights), out, carry):
-            yield None
-        yield out.to(x.dtype)
+        yield from self.experts.stream(x, Routing(ids, weights), out, carry)
 
-    def _route(self, scores: Tensor) -> Routing:
+    def _route(self, scores: Tensor, live: Tensor | None = None) -> Routing:
         routing = self.router.route(scores[:, : self.router.num_experts], self.bias)
+        if live is not None:
+            routing = routing.only(live)
         for listener in self.listeners:
             listener(routing.ids)
         return routing

@@ -67,8 +67,6 @@ class Feeders:
     ) -> None:
         count = num_feeders(pool_threads)
         self.slots, self.device, self.batch = slots, device, batch_size(slots.shape)
-        self.num_experts = 0
-        """Copied so far."""
         self._threads = threads or ThreadPoolExecutor(count, thread_name_prefix="feeder")
         self._stagings: SimpleQueue[_Staging] = SimpleQueue()  # the one longest out of use first
         for _ in range(_STAGINGS_PER_FEEDER * count):
@@ -108,7 +106,6 @@ class Feeders:
             self._copies.run(partial(target.copy_, source))
         finally:  # some of it may be under way even then
             staging.copied = self._copies.record()
-        self.num_experts += len(load.experts)
         return staging.copied
 
 

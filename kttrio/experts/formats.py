@@ -45,11 +45,15 @@ class ExpertPlan:
 
     def nbytes(self, maps: Sequence[ExpertWeights]) -> int:
         """Memory of all experts as they are held."""
-        return sum(
-            weights.num_experts * formats.find(held.form).nbytes(part.shape, held.group)
+        sizes = zip(self.expert_bytes(maps), maps, strict=True)
+        return sum(size * weights.num_experts for size, weights in sizes)
+
+    def expert_bytes(self, maps: Sequence[ExpertWeights]) -> list[int]:
+        """Of one expert as it is held, for each layer."""
+        return [
+            sum(formats.find(held.form).nbytes(part.shape, held.group) for part in weights.parts(0))
             for held, weights in zip(self.held, maps, strict=True)
-            for part in weights.parts(0)
-        )
+        ]
 
     @property
     def format(self) -> str:

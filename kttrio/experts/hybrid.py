@@ -7,7 +7,7 @@ meanwhile, and adds up what has come back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,10 @@ from kttrio.device.base import Device
 from kttrio.experts.block import Beside
 from kttrio.experts.carry import Carry, Rows
 from kttrio.experts.handoff import HostSide
+from kttrio.experts.passing import RingSide
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots, Residency
+from kttrio.experts.streamed import Part
 from kttrio.layers.grouped import grouped_mlp
 
 
@@ -31,6 +33,11 @@ class DeviceSide:
     def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        self.add(x, slots, weights, out)
+        return out
+
+    def add(self, x: Tensor, slots: Tensor, weights: Tensor, out: Tensor) -> None:
+        """Add that sum to `out`."""
         grouped_mlp(
             x,
             slots,
@@ -40,7 +47,6 @@ class DeviceSide:
             out=out,
             fixed=self._device.is_capturing,
         )
-        return out
 
 
 class Split(NamedTuple):
@@ -64,10 +70,18 @@ class HybridExperts:
     A token's result depends neither on the others nor on how a prompt is cut.
     """
 
-    def __init__(self, host: HostSide, device: DeviceSide | None, *, num_deferred: int = 0) -> None:
-        """`device` is None where no expert lives on it, now or later. `num_deferred`: see
-        `Division.max_deferred`."""
-        self._host, self._device, self._num_deferred = host, device, num_deferred
+    def __init__(
+        self,
+        host: HostSide,
+        device: DeviceSide | None,
+        ring: RingSide | None = None,
+        *,
+        num_deferred: int = 0,
+    ) -> None:
+        """`device` is None where no expert lives on it, now or later, `ring` where none passes
+        through it. `num_deferred`: see `Division.max_deferred`."""
+        self._host, self._device, self._ring = host, device, ring
+        self._num_deferred = num_deferred
 
     def forward(
         self,
@@ -80,11 +94,14 @@ class HybridExperts:
         synchronised; the result is then of no use."""
         split = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
         owed = None if carry is None else carry.take()
+        now, *late_ids = split.host
+        passing = None if self._ring is None else self._ring.choose(now)
         parts: list[Tensor] = []
         with ExitStack() as under_way:
             if owed is not None:
                 under_way.callback(owed.collect)
-            sent, *late = self._host.start(x, routing.weights, *split.host)
+            left = now if passing is None else passing.left
+            sent, *late = self._host.start(x, routing.weights, left, *late_ids)
             under_way.callback(sent.collect)
             if carry is not None and late:
                 carry.owe(*late)
@@ -92,28 +109,63 @@ class HybridExperts:
                 parts.append(self._device.forward(x, split.slots, routing.weights))
             if beside is not None:
                 parts.append(beside())
+            if passing is not None:
+                parts.append(passing.sum(x, routing.weights))
         parts.append(sent.rows)
         return _sum(parts if owed is None else [*parts, owed.rows], x.dtype)
 
     def stream(
         self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
     ) -> Iterator[None]:
-        """As `Experts.stream`, in pieces that a step might have brought."""
+        """As `Experts.stream`. Without a ring in pieces that a step might have brought."""
         owed = None if carry is None else carry.take()
         if owed is not None:
             owed.collect()
             out.add_(owed.rows)
-        late = torch.zeros_like(x) if carry is not None and self._num_deferred else None
+        late = torch.zeros_like(out) if carry is not None and self._num_deferred else None
+        if self._ring is None:
+            yield from self._in_pieces(x, routing, out, late)
+        else:
+            yield from self._through(self._ring, x, routing, [out] if late is None else [out, late])
+        if carry is not None and late is not None:
+            carry.owe(Rows(late))
+
+    def _in_pieces(
+        self, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
+    ) -> Iterator[None]:
         for rows in _pieces(len(x), self._host.max_tokens):
             with Carry() as short:
                 piece = Routing(routing.ids[rows], routing.weights[rows])
-                out[rows].add_(self.forward(x[rows], piece, carry=short))
+                carry = None if late is None else short
+                out[rows].add_(self.forward(x[rows], piece, carry=carry))
                 if late is not None and (owed := short.take()) is not None:
                     owed.collect()
                     late[rows].copy_(owed.rows)
             yield
-        if carry is not None and late is not None:
-            carry.owe(Rows(late))
+
+    def _through(
+        self, ring: RingSide, x: Tensor, routing: Routing, outs: list[Tensor]
+    ) -> Iterator[None]:
+        """The host stays free: its experts come to the device, those that are hit. What the
+        device has is computed first, while the first of them are copied."""
+        with ring.residency.held():
+            split = self._split(routing, num_deferred=0 if len(outs) == 1 else self._num_deferred)
+            choices = zip(split.host, outs, strict=True)
+            parts = [Part(Routing(ids, routing.weights), rows) for ids, rows in choices]
+            with closing(ring.stream(ring.hit(routing.ids), x, parts)) as passing:
+                next(passing)
+                yield from self._add_residents(x, split.slots, routing.weights, outs[0])
+                yield from passing
+        ring.prefetch_next()
+
+    def _add_residents(
+        self, x: Tensor, slots: Tensor | None, weights: Tensor, out: Tensor
+    ) -> Iterator[None]:
+        if self._device is None or slots is None:
+            return
+        for rows in _pieces(len(x), self._host.max_tokens):
+            self._device.add(x[rows], slots[rows], weights[rows], out[rows])
+            yield
 
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids

@@ -1,5 +1,7 @@
 """Records which experts the steps choose, on command; the files are recording.py's.
 
+A long prompt that passes through the model beside the steps counts as one more, at its end.
+
 A step counts when it began and ended between start and stop, and did not fail. All of its tokens
 do, drafts that are refused later among them, because all were computed. Batches have no padding:
 every choice is a real token's. The layer that makes drafts is left out.
@@ -57,6 +59,23 @@ class RecorderSettings(NamedTuple):
         return self.num_steps * counts * copies
 
 
+class Pass:
+    """What one step chooses, or a long prompt in as many turns as it takes."""
+
+    def __init__(self, session: object) -> None:
+        self.session = session
+        """It is kept if this one goes on to its end."""
+        self.ids: dict[int, list[Tensor]] = {}
+        """By layer, in the order of the tokens: [tokens, top_k] int32."""
+
+    def hear(self, layer: int, ids: Tensor) -> None:
+        self.ids.setdefault(layer, []).append(ids)
+
+    @property
+    def choices(self) -> dict[int, Tensor]:
+        return {layer: torch.cat(ids) for layer, ids in self.ids.items()}
+
+
 class Recorder:
     """Listens to a model's MoE blocks while steps run in one thread; commands may come from any."""
 
@@ -69,7 +88,7 @@ class Recorder:
         self._lock = Lock()  # over what is kept; the next one is over dumps
         self._dumping = Lock()
         self._session: object | None = None  # a new one with each start; None: off
-        self._seen: dict[int, Tensor] | None = None  # ids of the running step, by layer
+        self._heard: Pass | None = None  # the one that runs now
         self._num_steps = 0
         self._kept = self._deque()
         for number, block in blocks.items():
@@ -117,23 +136,40 @@ class Recorder:
     def step(self, batch: Batch) -> Iterator[None]:
         """The block is the model's forward pass over `batch`, and what may show that it failed."""
         self._num_steps += 1
-        session = self._session
-        if session is None:
+        begun = self.begin()
+        with self.turn(begun):
             yield
-            return
-        self._seen = {}
+        self._keep(begun, batch)
+
+    def begin(self) -> Pass | None:
+        """A pass of several turns begins; None where nothing is recorded."""
+        return None if self._session is None else Pass(self._session)
+
+    @contextmanager
+    def turn(self, begun: Pass | None) -> Iterator[None]:
+        """The block belongs to that pass, and to nothing else."""
+        self._heard = begun
         try:
             yield
-            record = self._record(batch, self._seen)
         finally:
-            self._seen = None
-        with self._lock:
-            if self._session is session:
-                self._kept.append(record)
+            self._heard = None
+
+    def end(self, begun: Pass | None, batch: Batch) -> None:
+        """That pass is through, and has not failed; `batch` has all its tokens."""
+        self._num_steps += 1
+        self._keep(begun, batch)
 
     def _listen(self, layer: int, ids: Tensor) -> None:
-        if self._seen is not None:
-            self._seen[layer] = ids
+        if self._heard is not None:
+            self._heard.hear(layer, ids)
+
+    def _keep(self, begun: Pass | None, batch: Batch) -> None:
+        if begun is None:
+            return
+        record = self._record(batch, begun.choices)
+        with self._lock:
+            if self._session is begun.session:
+                self._kept.append(record)
 
     def _record(self, batch: Batch, seen: Mapping[int, Tensor]) -> dict[str, Any]:
         ids = stack_choices(seen, self._shape.num_layers)

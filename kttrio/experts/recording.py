@@ -29,12 +29,14 @@ def write_stat(directory: Path, counts: Tensor) -> Path:
 
     OSError where it cannot be written.
     """
-    content = {
-        "rank": _RANK,
-        "logical_count": counts,
-        "average_utilization_rate_over_window": None,  # of devices that share the experts
-    }
-    return _write(directory / f"{_NAME}{time.time()}.pt", content)
+    return _write(directory / f"{_NAME}{time.time()}.pt", _stat(counts))
+
+
+def replace_stat(path: Path, counts: Tensor) -> None:
+    """The same into this very file, whether it is there or not. OSError where it cannot be
+    written; what was there is then still there."""
+    new = _write(path.with_name(f"{path.name}.{os.getpid()}.{time.time()}"), _stat(counts))
+    new.replace(path)
 
 
 def write_records(
@@ -63,6 +65,14 @@ def read_counts(path: Path) -> Tensor:
     raise RecordingError(
         f"{path} has neither logical_count nor records: no file of an expert distribution recorder"
     )
+
+
+def _stat(counts: Tensor) -> dict[str, Any]:
+    return {
+        "rank": _RANK,
+        "logical_count": counts,
+        "average_utilization_rate_over_window": None,  # of devices that share the experts
+    }
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:

@@ -15,6 +15,10 @@ class Routing(NamedTuple):
     ids: Tensor  # [tokens, top_k] int32
     weights: Tensor  # [tokens, top_k] float32
 
+    def only(self, live: Tensor) -> Routing:
+        """The same for tokens with `live` [tokens] bool; the others go nowhere."""
+        return Routing(self.ids.masked_fill(~live.unsqueeze(1), -1), self.weights)
+
 
 class Router(Protocol):
     """Scores to experts. Scores are float32: rounding them first would flip near ties."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from kttrio import native
 from kttrio.experts.division import Division, common_shape
+from kttrio.experts.feeders import Feeders
 from kttrio.experts.formats import ExpertPlan
 from kttrio.experts.handoff import Handoff, HandoffShape, HostSide
 from kttrio.experts.hybrid import DeviceSide, HybridExperts
+from kttrio.experts.passing import RingSide
+from kttrio.experts.rates import measure
 from kttrio.experts.slots import ExpertSlots, Residency
 from kttrio.experts.source import Matrices
+from kttrio.experts.streamed import Ring
 from kttrio.weights.formats.base import is_finite
 from kttrio.weights.loader import ExpertWeights
 
@@ -24,8 +30,11 @@ class Sides:
         plan: ExpertPlan,
         maps: Sequence[ExpertWeights],
         handoff: HandoffShape,
+        *,
+        pool_threads: int,
     ) -> None:
-        """ConfigError where layers are not alike enough to share slots."""
+        """ConfigError where layers are not alike enough to share slots. `pool_threads` compute
+        beside those that are started here."""
         where = division.device.where
         self.division = division
         self.slots: ExpertSlots | None = None
@@ -34,6 +43,28 @@ class Sides:
             self.slots = ExpertSlots(shape, division.num_slots, device=where)
         self.residencies = [Residency(weights.num_experts, device=where) for weights in maps]
         self.handoff = Handoff(handoff, division.device)
+        self.ring = self._open_ring(maps, pool_threads)
+        self._ring_sides: list[RingSide] = []
+
+    def _open_ring(self, maps: Sequence[ExpertWeights], pool_threads: int) -> Ring | None:
+        if self.slots is None or not self.division.num_ring_slots:
+            return None
+        feeders = Feeders(self.slots, self.division.device, pool_threads=pool_threads)
+        num_experts = max(weights.num_experts for weights in maps)
+        return Ring(feeders, self.division.ring, num_experts=num_experts)
+
+    def close(self) -> None:
+        """End the ring's threads, before the layers they read are closed."""
+        if self.ring is not None:
+            self.ring.close()
+
+    def measure(self, layers: Sequence[native.ExpertLayer], dtype: torch.dtype) -> None:
+        """What experts cost on each side, so that calls can be split: see costs.py."""
+        for layer, residency in zip(layers, self.residencies, strict=True):
+            experts = torch.nonzero(~residency.mask).flatten().tolist()
+            if self.ring is not None and experts:
+                self.ring.rates = measure(self.ring, layer, experts, dtype=dtype)
+                return
 
     def take(self, layer: int, expert: int, matrices: Matrices) -> bool:
         """Copy an expert into its slot; False for one that belongs on the host.
@@ -59,6 +90,7 @@ class Sides:
         return HybridExperts(
             HostSide(host, self.handoff, lanes[layer % len(lanes)]),
             self._device_side(layer),
+            self._ring_side(layer, host),
             num_deferred=self.division.num_deferred(layer),
         )
 
@@ -68,3 +100,12 @@ class Sides:
         if self.slots is None or not (changes or residency.num_resident):
             return None
         return DeviceSide(residency, self.slots, division.device)
+
+    def _ring_side(self, layer: int, host: native.ExpertLayer) -> RingSide | None:
+        if self.ring is None or layer >= len(self.division.mask):
+            return None
+        side = RingSide(self.ring, host, self.residencies[layer])
+        if self._ring_sides:
+            self._ring_sides[-1].next = side
+        self._ring_sides.append(side)
+        return side

@@ -6,6 +6,8 @@ and gives bit for bit, so that an expert can go both ways. Who computes them is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +85,7 @@ class Residency:
 
     `slot_of` [experts] int32 is on the device, `host_slot_of` the same on the host: a slot's
     number, or -1 for the host. They change in place, because captured steps hold them; so only
-    between steps, once the expert is where the table is going to say.
+    between steps, once the expert is where the table is going to say, and while nobody holds them.
     """
 
     def __init__(self, num_experts: int, *, device: torch.device) -> None:
@@ -91,6 +93,20 @@ class Residency:
         self._table = torch.full((num_experts + 1,), NOWHERE, dtype=torch.int32, device=device)
         self.slot_of = self._table[:num_experts]
         self.host_slot_of = torch.full((num_experts,), NOWHERE, dtype=torch.int32)
+        self._num_holders = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Over several steps: until it ends the tables must not change."""
+        self._num_holders += 1
+        try:
+            yield
+        finally:
+            self._num_holders -= 1
+
+    @property
+    def is_held(self) -> bool:
+        return self._num_holders > 0
 
     @property
     def num_resident(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import NamedTuple
@@ -21,16 +21,22 @@ from torch import Tensor
 
 from kttrio import native
 from kttrio.device.base import Device, Event, Stream
+from kttrio.experts.costs import Rates
 from kttrio.experts.feeders import Feeders, Load
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots
 from kttrio.layers.grouped import grouped_mlp
 
-LEAST_TOKENS = 32
-"""With fewer in a call it is not worth looking which experts they chose."""
-
 LEAST_SLOTS = 2
 """Of a ring: one computes while the other is filled."""
+
+
+class Part(NamedTuple):
+    """Some of a call's choices, and where their weighted sum belongs."""
+
+    routing: Routing
+    """Its choices of other experts are left out."""
+    out: Tensor  # [tokens, hidden] float32
 
 
 class Ring:
@@ -45,9 +51,10 @@ class Ring:
         if len(room) < LEAST_SLOTS:
             raise ValueError(f"a ring of {len(room)} slots, but it needs {LEAST_SLOTS}")
         middle = len(room) // 2
+        self.room, self.slots, self.device = room, feeders.slots, feeders.device
         self._feeders, self._main = feeders, feeders.device.main
         self._halves = deque(
-            _Half(slots, feeders.device, num_experts) for slots in (room[:middle], room[middle:])
+            _Half(slots, self.device, num_experts) for slots in (room[:middle], room[middle:])
         )
         """The next one to be filled comes first."""
         self._ahead: deque[_Group] = deque()
@@ -55,17 +62,22 @@ class Ring:
         self.is_busy = False
         """A call is under way, if only between two of its groups: its layer's experts must stay
         where they are until it is through."""
+        self.rates: Rates | None = None
+        """What experts cost here, once it is measured."""
+        self.num_sent = 0
+        """Experts copied to the device, those for nothing too."""
         self.num_wasted = 0
         """Experts that were prefetched for nothing."""
 
     @property
-    def num_sent(self) -> int:
-        """Experts copied to the device, those for nothing too."""
-        return self._feeders.num_experts
-
-    @property
     def sent_bytes(self) -> int:
-        return self.num_sent * self._feeders.slots.shape.nbytes
+        return self.num_sent * self.slots.shape.nbytes
+
+    def forget(self) -> None:
+        """What has passed so far neither counts nor says what may come."""
+        self._give_up()
+        self._past.clear()
+        self.num_sent = self.num_wasted = 0
 
     def close(self) -> None:
         """End the feeders. Twice is fine."""
@@ -78,14 +90,13 @@ class Ring:
         experts: Sequence[int],
         *,
         x: Tensor,
-        routing: Routing,
-        out: Tensor,
-    ) -> Iterator[None]:
-        """Add to `out` [tokens, hidden] float32 what these experts of the layer give, weighted.
+        parts: Sequence[Part],
+    ) -> Generator[None]:
+        """Add to each part what these experts of the layer give for x [tokens, hidden].
 
-        x [tokens, hidden] and the routing, whose other choices are left out, are on the device.
-        Every expert is copied once. Yields after each group of them, when other work may run; the
-        device may still be at it. RuntimeError while another call is under way.
+        All tensors are on the device. Every expert is copied once. Yields when the first copies are
+        on their way, and after each group of experts: other work may run then. The device may still
+        be at it in the end. RuntimeError while another call is under way.
         """
         if self.is_busy:
             raise RuntimeError("the ring of experts is in use: that call must end first")
@@ -93,8 +104,9 @@ class Ring:
         try:
             self._past.setdefault(layer, Counter()).update(experts)
             left = self._left(layer, experts)
-            call = _Call(frozenset(experts), x, routing, out)
+            call = _Call(frozenset(experts), x, parts)
             self._fetch(layer, left)
+            yield
             while self._ahead:
                 left.extend(self._compute(self._ahead.popleft(), call))
                 self._fetch(layer, left)
@@ -107,9 +119,8 @@ class Ring:
         """Fill the ring, under whatever comes next, with those of these experts that the layer's
         past calls had most. A call for another layer gives them up again."""
         past = self._past.get(layer, Counter())
-        self._give_up()
         likely = sorted(experts, key=past.__getitem__, reverse=True)
-        self._fetch(layer, deque(likely), is_guess=True)
+        self._fetch(layer, self._left(layer, likely), is_guess=True)
 
     def _left(self, layer: native.ExpertLayer, experts: Sequence[int]) -> deque[int]:
         """Those experts that are not on their way. What is for another layer is given up."""
@@ -144,9 +155,10 @@ class Ring:
         """Let the main stream compute a group. Returns experts that are needed, but could not be
         prefetched: they come once more, and say why if they cannot."""
         there, lost = group.wait(self._main)
+        self.num_sent += len(there)
         self.num_wasted += len(there.keys() - call.experts)
         slots = {expert: slot for expert, slot in there.items() if expert in call.experts}
-        group.half.run(self._main, slots, partial(_multiply, call, self._feeders.slots))
+        group.half.run(self._main, slots, partial(_multiply, call, self.slots))
         return [expert for expert in lost if expert in call.experts]
 
     def _give_up(self) -> None:
@@ -154,14 +166,14 @@ class Ring:
         while self._ahead:
             group = self._ahead.popleft()
             num_copied = group.cancel()
+            self.num_sent += num_copied
             self.num_wasted += num_copied if group.is_guess else 0
 
 
 class _Call(NamedTuple):
     experts: frozenset[int]
     x: Tensor
-    routing: Routing
-    out: Tensor
+    parts: Sequence[Part]
 
 
 class _Load(NamedTuple):
@@ -225,7 +237,6 @@ class _Group(NamedTuple):
 
 
 def _multiply(call: _Call, slots: ExpertSlots, table: Tensor) -> None:
-    ids = table[call.routing.ids.long()]
     form = slots.shape.target.form
-    weights = call.routing.weights
-    grouped_mlp(call.x, ids, weights, slots.stacks, form=form, out=call.out)
+    for (ids, weights), out in call.parts:
+        grouped_mlp(call.x, table[ids.long()], weights, slots.stacks, form=form, out=out)

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import AttentionCache
 
@@ -68,15 +67,6 @@ class Kernels(Protocol):
     def sparse(self, query: Tensor, latents: Latents, rows: Tensor) -> Tensor:
         """The same over rows [n, keys] of the cache, int64; -1: none, and at least one is there."""
         ...
-
-
-def open_kernels(backend: Backend) -> Kernels | None:
-    """None where torch computes attention. ImportError where Triton is not installed."""
-    if backend == "torch":
-        return None
-    from kttrio.layers.triton import kernels
-
-    return kernels
 
 
 def index_pages(batch: Batch) -> PageIndex:

@@ -9,8 +9,9 @@ from torch import Tensor
 from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.gather import Gather
+from kttrio.layers.kernels import open_kernels
 from kttrio.layers.keys import KeyIndex, index_keys
-from kttrio.layers.paged import Kernels, PageIndex, index_pages, open_kernels
+from kttrio.layers.paged import Kernels, PageIndex, index_pages
 from kttrio.layers.recurrence import Recurrence, open_recurrence
 from kttrio.layers.rotary import Rope, Rotation
 from kttrio.layers.runs import RunIndex, index_runs

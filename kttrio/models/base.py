@@ -21,9 +21,11 @@ from torch import Tensor, nn
 import kttrio.models as package
 from kttrio.experts.bank import Bank
 from kttrio.experts.block import MoEBlock
+from kttrio.experts.carry import Carry
 from kttrio.layers.backend import Backend
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
+from kttrio.layers.step import Step
 from kttrio.layers.vision import VisionTower
 from kttrio.weights.checkpoint import CheckpointError, read_json
 from kttrio.weights.loader import ExpertWeights, Weight
@@ -43,6 +45,10 @@ class CacheShape:
     """Kept of each token, of a sequence with drafts, until it is known which of them stand."""
     bytes_gathered: int = 0
     """Keys and values of a token in the layer that has most: attention copies them side by side."""
+    by_pages: bool = False
+    """Of a layer: kernels of attention, where there are some, read keys where they are."""
+    bytes_chosen: int = 0
+    """Which keys a token attends to, as one layer leaves it to the next; 0: nothing is left."""
 
 
 class ModelShape(NamedTuple):
@@ -57,6 +63,34 @@ class ModelShape(NamedTuple):
     top_k: int
     num_drafts: int = 0
     """Drafts of a sequence in a step, at most; 0: the model makes none."""
+
+
+class Activations(NamedTuple):
+    """Rows of a long prompt between two halves of a layer; each [tokens, hidden]."""
+
+    hidden: Tensor
+    """The residual stream, in the model's dtype."""
+    normed: Tensor
+    """The same, as an MLP takes it."""
+    out: Tensor
+    """What the MLP gives, in float32."""
+
+    @classmethod
+    def new(
+        cls, num_tokens: int, hidden_size: int, *, dtype: torch.dtype, device: torch.device
+    ) -> Activations:
+        """Zeros, written: the memory is there from now on."""
+        shape = (num_tokens, hidden_size)
+        kinds = (dtype, dtype, torch.float32)
+        return cls(*(torch.empty(shape, dtype=kind, device=device).zero_() for kind in kinds))
+
+    def pieces(self, size: int) -> Iterator[Activations]:
+        """Views of so many rows each, or what is left."""
+        parts = (torch.split(rows, size) for rows in self)
+        return (Activations(*piece) for piece in zip(*parts, strict=True))
+
+    def first(self, num_tokens: int) -> Activations:
+        return Activations(*(rows[:num_tokens] for rows in self))
 
 
 class CausalLM(nn.Module, ABC):
@@ -86,6 +120,41 @@ class CausalLM(nn.Module, ABC):
 
         After a batch with drafts `settle` must follow, before its sequences go on.
         """
+
+    # The stages of `forward`, for prompts that pass layer by layer.
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> Tensor:
+        """What the first layer takes: [tokens, hidden]."""
+
+    @abstractmethod
+    def new_step(self, batch: Batch) -> Step:
+        """What the layers share of one pass."""
+
+    @abstractmethod
+    def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
+        """The first half of a layer, where tokens meet; hidden and result [tokens, hidden].
+
+        A sequence's tokens come in order. `step` carries what a layer leaves to the next.
+        """
+
+    @abstractmethod
+    def feed(
+        self, layer: int, rows: Activations, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        """The second half, of all rows of a long prompt: `rows.hidden` changes in place. One carry
+        goes with the prompt through all layers.
+
+        What is done row by row takes `piece` rows at a time. Other work may run where it yields.
+        """
+
+    @abstractmethod
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The final norm: what `forward` returns."""
+
+    @abstractmethod
+    def new_activations(self, num_tokens: int) -> Activations:
+        """Room for a long prompt of so many tokens, on the model's device."""
 
     @abstractmethod
     def settle(self, lengths: Tensor, caches: list[LayerCache]) -> None:
@@ -120,6 +189,11 @@ class CausalLM(nn.Module, ABC):
     @property
     def context_length(self) -> int:
         return self.shape.context_length
+
+    @property
+    @abstractmethod
+    def row_bytes(self) -> int:
+        """Of a token between two layers."""
 
     @property
     def num_layers(self) -> int:

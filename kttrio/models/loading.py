@@ -19,6 +19,7 @@ from kttrio.experts.bank import ExpertBank, ExpertLimits, Unloaded
 from kttrio.experts.division import Division
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
+from kttrio.experts.placement import ExpertGrid
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.source import open_source
 from kttrio.layers.backend import Backend
@@ -46,6 +47,8 @@ from kttrio.weights.loader import (
 
 log = logging.getLogger(__name__)
 
+NO_EXPERTS = ExpertGrid((), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -66,6 +69,16 @@ class Estimate:
     """Of all layers together."""
     image_token_bytes: int = 0
     """What looking at an image takes for each of its tokens; 0: it takes no images."""
+    mask_bytes: int = 1
+    """Of a token and each that it sees; 0: attention needs no masks."""
+    row_bytes: int = 0
+    """Of a token between two layers."""
+    grid: ExpertGrid = NO_EXPERTS
+    """Of the experts that a device may have: not those of the layer for drafts."""
+    slot_bytes: tuple[int, ...] = ()
+    """Of one expert, for each layer that has some in the grid."""
+    intermediate_size: int = 0
+    """Of the widest routed expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +167,29 @@ def _plan(
 
 
 def estimate(
-    directory: Path, *, dtype: torch.dtype, experts: ExpertConfig, extras: Extras = WHOLE
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    experts: ExpertConfig,
+    extras: Extras = WHOLE,
+    backend: Backend = "torch",
 ) -> Estimate:
     """Check the whole checkpoint and say what it will need, reading headers only.
 
     Raises CheckpointError and ConfigError as `load_model` would.
     """
     with _opened(directory, experts, dtype, extras) as source:
-        return _measure(source.blueprint, source.plan, experts, dtype)
+        model = _outline(source.blueprint, dtype, backend)
+        return _measure(source.blueprint, source.plan, experts, model)
 
 
 def estimate_config(
-    file: Path, *, dtype: torch.dtype, experts: ExpertConfig, extras: Extras = WHOLE
+    file: Path,
+    *,
+    dtype: torch.dtype,
+    experts: ExpertConfig,
+    extras: Extras = WHOLE,
+    backend: Backend = "torch",
 ) -> Estimate:
     """What the model of a bare config.json will need, its weights being what that file says.
 
@@ -182,7 +206,7 @@ def estimate_config(
     num_layers = sum(1 for _ in blueprint.expert_map())
     form = declared_format(raw)
     plan = plan_declared(experts, form, num_layers=num_layers, dtype=dtype, where=file)
-    return _measure(blueprint, plan, experts, dtype)
+    return _measure(blueprint, plan, experts, _outline(blueprint, dtype, backend))
 
 
 def declared_format(raw: dict[str, Any]) -> str:
@@ -190,14 +214,22 @@ def declared_format(raw: dict[str, Any]) -> str:
     return "fp8" if raw.get("quantization_config") else PLAIN
 
 
+def _outline(blueprint: Blueprint, dtype: torch.dtype, backend: Backend) -> CausalLM:
+    """The model without memory."""
+    num_layers = sum(1 for _ in blueprint.expert_map())
+    with torch.device("meta"):
+        return blueprint.build(Unloaded(num_layers), dtype=dtype, backend=backend)
+
+
 def _measure(
-    blueprint: Blueprint, plan: ExpertPlan, experts: ExpertConfig, dtype: torch.dtype
+    blueprint: Blueprint, plan: ExpertPlan, experts: ExpertConfig, model: CausalLM
 ) -> Estimate:
     maps = list(blueprint.expert_map())
-    with torch.device("meta"):
-        model = blueprint.build(Unloaded(len(maps)), dtype=dtype)
+    has_experts = tuple(number in model.moe_blocks() for number in range(model.num_layers))
+    grid = ExpertGrid(has_experts, model.num_experts)
     held = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     routed = count_experts(maps, plan.nbytes(maps))
+    caches = model.cache_shape()
     return Estimate(
         shape=model.shape,
         dense_bytes=model.dense_bytes,
@@ -207,10 +239,15 @@ def _measure(
         expert_scratch=scratch_shape(
             maps, plan.activations, top_k=model.top_k, num_parts=most_parts(experts)
         ),
-        cache_shape=model.cache_shape(),
+        cache_shape=caches,
+        mask_bytes=torch.bool.itemsize if caches.bytes_gathered else 0,
         counts=(*count(blueprint.weight_map(), held), routed),
         num_routed_experts=sum(layer.num_experts for layer in maps),
         image_token_bytes=model.vision.bytes_per_token if model.vision else 0,
+        row_bytes=model.row_bytes,
+        grid=grid,
+        slot_bytes=tuple(plan.expert_bytes(maps)[: len(grid.layers)]),
+        intermediate_size=max(weights.intermediate_size for weights in maps),
     )
 
 
@@ -228,8 +265,8 @@ def load_model(
     """Check and load a checkpoint, experts included; with drafts also its prediction layer.
 
     `dtype` float32 or bfloat16 is that of everything but the experts, which live on the host unless
-    there is a division. `progress` hears of bytes read. Raises CheckpointError before anything is
-    read, ConfigError for flags that cannot work.
+    there is a division. `backend` computes attention; `progress` hears of bytes read. Raises
+    CheckpointError before anything is read, ConfigError for flags that cannot work.
     """
     with _opened(directory, experts, dtype, extras) as source, ExitStack() as undo:
         warn_of_another_source(source.experts, source.dense, source.expert_maps)
@@ -238,7 +275,8 @@ def load_model(
         bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
-        model = source.blueprint.build(bank, dtype=dtype, backend=backend)
+        with torch.device("cpu" if division is None else division.device.where):
+            model = source.blueprint.build(bank, dtype=dtype, backend=backend)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

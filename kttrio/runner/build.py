@@ -1,194 +1,130 @@
-"""From settings to a running `Runner`: choose the precision, plan the memory, load, allocate."""
+"""From settings to a running `Runner`: plan, load, allocate."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RecordingConfig
+from kttrio.config import ConfigError, RunnerConfig
+from kttrio.device.base import Device
+from kttrio.experts.division import Division
 from kttrio.layers.cache import LayerCache
 from kttrio.models import base, loading
 from kttrio.plan import Capacity
-from kttrio.runner.machine import (
-    available_cores,
-    available_memory,
-    available_nodes,
-    has_fast_bfloat16,
-)
-from kttrio.runner.memory import MemoryPlan, format_bytes, plan_memory
-from kttrio.runner.recording import (
-    describe,
-    make_directory,
-    new_recorder,
-    recorder_settings,
-)
+from kttrio.runner.device import find_machine, open_device
+from kttrio.runner.graphs import DecodeGraphs, GraphRoom
+from kttrio.runner.machine import available_cores
+from kttrio.runner.memory import MemoryPlan
+from kttrio.runner.planning import Start, extras, plan_start
+from kttrio.runner.portion import ALL_ON_HOST, choose_mask, recorded_counts
+from kttrio.runner.recording import describe, make_directory, new_recorder
 from kttrio.runner.runner import Runner
+from kttrio.runner.update import new_updater, open_state
 from kttrio.weights.loader import Progress
 
-log = logging.getLogger(__name__)
-
 _SMALL_MODEL_BYTES = 256 * 2**20
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def build_runner(
-    model: ModelConfig,
-    experts: ExpertConfig,
-    engine: EngineConfig,
+    config: RunnerConfig,
     *,
-    recording: RecordingConfig | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[MemoryPlan], None] | None = None,
 ) -> Runner:
-    """Load `model.model` and make it ready to step.
+    """Load `config.model.model` and make it ready to step.
 
     `on_plan` hears of the memory plan before the first weight is read, `progress` of bytes read
     and bytes in total. Raises ConfigError for what cannot work, CheckpointError for a checkpoint
     that is incomplete or wrong. Sets the number of threads torch uses in this process.
     """
-    if model.model is None:
-        raise ConfigError("--model names no checkpoint directory")
-    device = torch.device("cpu")
-    recorded = recorder_settings(recording or RecordingConfig())
-    if recorded is not None:
-        make_directory(recorded.directory)
-    raw = base.read_config(model.model)
-    dtype = choose_dtype(model.dtype, raw, fast_bfloat16=has_fast_bfloat16())
-    experts = fit_pool(experts, num_cores=available_cores(), nodes=available_nodes())
-    extras = loading.Extras(vision=not model.language_model_only, num_drafts=engine.num_drafts)
-    estimate = loading.estimate(model.model, dtype=dtype, experts=experts, extras=extras)
-    _set_threads(estimate.dense_bytes)
-    plan = plan_memory(
-        estimate, engine, available_bytes=available_memory(), device=device, recording=recorded
-    )
-    note_plan(plan, engine, made_for=estimate.shape.context_length)
+    start = plan_start(config, find_machine(config.device.device))
+    if start.refusal:
+        raise ConfigError(start.refusal)
+    if start.needs.recording is not None:
+        make_directory(start.needs.recording.directory)
+    _set_threads(start.estimate.dense_bytes)
     if on_plan is not None:
-        on_plan(plan)
+        on_plan(start.plan)
+    return load_runner(start, progress)
+
+
+def load_runner(start: Start, progress: Progress | None) -> Runner:
+    """What the plan says, allocated and touched."""
+    plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
+    placement = start.config.placement
+    counts = recorded_counts(placement, grid)
+    state = open_state(start.config, grid) if plan.num_spare_slots else None
+    if counts is None and state is not None:
+        counts = state.read()
+    device = open_device(start.machine.kind) if start.needs.portion else None
     with ExitStack() as undo:
         loaded = loading.load_model(
-            model.model,
-            dtype=dtype,
-            experts=experts,
+            start.directory,
+            dtype=start.dtype,
+            experts=start.config.experts,
             max_step_tokens=plan.max_step_tokens,
-            extras=extras,
+            extras=extras(start.config),
+            division=None if device is None else _divide(start, device, counts),
+            backend=start.backend,
             progress=progress,
         )
         undo.callback(loaded.close)
+        spare = 1 if plan.graph_sizes else 0
         caches = loaded.new_caches(
-            num_pages=plan.num_pages, page_size=plan.page_size, num_slots=plan.num_slots
+            num_pages=plan.num_pages + spare,
+            page_size=plan.page_size,
+            num_slots=plan.num_slots + spare,
         )
         _touch(caches)
-        facts = _facts(loaded, plan, dtype=dtype, estimate=estimate)
         runner = Runner(
             loaded,
             caches,
             capacity=_capacity(plan, loaded.shape),
-            device=device,
+            device=start.machine.where,
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),
-            facts=facts if recorded is None else facts | {"recording": describe(recorded)},
+            seam=device,
+            graphs=None if device is None else _capture(loaded, caches, plan, device),
+            updater=None if state is None else new_updater(start.config, loaded, counts, state),
+            facts=_facts(loaded, start),
         )
         undo.pop_all()
     return runner
 
 
-def choose_dtype(wanted: str, raw: dict[str, Any], *, fast_bfloat16: bool) -> torch.dtype:
-    """The dense layers' precision: what the flag says; on "auto" what the config.json says.
-
-    There bfloat16 (or float16, which has no kernels here) gives way to float32 where the CPU would
-    have to emulate it.
-    """
-    if wanted != "auto":
-        return _DTYPES[wanted]
-    stored = base.stored_dtype(raw)
-    if stored is torch.float32:
-        return torch.float32
-    chosen = torch.bfloat16 if fast_bfloat16 and stored is torch.bfloat16 else torch.float32
-    if chosen is not stored:
-        log.info("dense layers stored as %s run in %s on this CPU (--dtype)", stored, chosen)
-    return chosen
-
-
-def fit_pool(experts: ExpertConfig, *, num_cores: int, nodes: Sequence[int]) -> ExpertConfig:
-    """The settings without the threads, pools and NUMA nodes that this machine lacks."""
-    threads, count, named = experts.kt_cpuinfer, experts.kt_threadpool_count, experts.kt_numa_nodes
-    there = tuple(node for node in named if node in nodes)
-    if there and there != named and count in (None, len(named)):
-        log.warning("--kt-numa-nodes %s is reduced to %s", _listed(named), _listed(there))
-        named, count = there, None
-    if count is not None and not named and count > len(nodes):
-        log.warning(
-            "--kt-threadpool-count %d is reduced to %d: a pool for each NUMA node we may use",
-            count,
-            len(nodes),
-        )
-        count = len(nodes)
-    if threads is not None and threads > num_cores:
-        log.warning(
-            "--kt-cpuinfer %d is reduced to one for each core: we may use %d processors",
-            threads,
-            num_cores,
-        )
-        threads = None  # one for each core, which on a machine with hyperthreads is better yet
-    return replace(experts, kt_cpuinfer=threads, kt_threadpool_count=count, kt_numa_nodes=named)
-
-
-def _listed(nodes: Sequence[int]) -> str:
-    return ",".join(map(str, nodes))
-
-
-def note_plan(plan: MemoryPlan, engine: EngineConfig, *, made_for: int) -> None:
-    """Log what the plan gives less of than the flags ask for, or than the model was made for."""
-    _note_drafts(engine)
-    _note_reductions(engine, plan, context=min(engine.context_length or made_for, made_for))
-    _note_context(engine.context_length, made_for, plan)
-
-
-def _note_drafts(engine: EngineConfig) -> None:
-    if engine.speculative_algorithm is None and engine.speculative_num_draft_tokens > 1:
-        log.warning(
-            "--speculative-num-draft-tokens %d has no effect without --speculative-algorithm MTP",
-            engine.speculative_num_draft_tokens,
-        )
-
-
-def _note_reductions(engine: EngineConfig, plan: MemoryPlan, *, context: int) -> None:
-    """Say it where the plan gives less than the flags ask for. `context`: of one sequence."""
-    short = (
-        f"no more fits into --mem-fraction-static {engine.mem_fraction_static} of "
-        f"{format_bytes(plan.available_bytes)}"
+def _divide(start: Start, device: Device, counts: Tensor | None) -> Division:
+    """Who lives where. Experts in use that are known from before decide it unless a flag does."""
+    plan, portion = start.plan, start.needs.portion or ALL_ON_HOST
+    strategy = start.config.placement.kt_expert_placement_strategy
+    if strategy is None and counts is not None and plan.num_spare_slots:
+        strategy = "frequency"
+    return Division(
+        device=device,
+        mask=choose_mask(strategy, start.estimate.grid, plan.num_device_experts, counts),
+        num_ring_slots=plan.num_ring_slots,
+        num_spare_slots=plan.num_spare_slots,
+        prefill_threshold=plan.long_tokens,
+        max_deferred=portion.max_deferred,
     )
-    for name, asked, given in (
-        ("--chunked-prefill-size", engine.chunked_prefill_size, plan.max_step_tokens),
-        ("--max-running-requests", engine.max_running_requests, plan.num_slots),
-    ):
-        if given < asked:
-            log.warning("%s %d is reduced to %d: %s", name, asked, given, short)
-    total, usable = engine.max_total_tokens or 0, plan.num_slots * context
-    if plan.num_tokens < total:
-        why = short if plan.num_tokens < usable else f"{plan.num_slots} x {context} use no more"
-        log.warning("--max-total-tokens %d is reduced to %d: %s", total, plan.num_tokens, why)
 
 
-def _note_context(asked: int | None, made_for: int, plan: MemoryPlan) -> None:
-    """Say it where sequences may not be as long as the model or the flag would let one think."""
-    if asked is not None and asked > made_for:
-        log.warning(
-            "--context-length %d is more than the model was made for; it is %d", asked, made_for
-        )
-    if plan.context_length < min(asked or made_for, made_for):
-        log.warning(
-            "the model was made for %d tokens, but the KV cache holds %d: longer requests are "
-            "refused or cut (--max-total-tokens, --max-running-requests, --mem-fraction-static)",
-            made_for,
-            plan.context_length,
-        )
+def _capture(
+    model: base.CausalLM, caches: list[LayerCache], plan: MemoryPlan, device: Device
+) -> DecodeGraphs | None:
+    """The caches have a page and a slot more than the plan: for padding."""
+    if not plan.graph_sizes:
+        return None
+    room = GraphRoom(
+        page_size=plan.page_size,
+        max_pages=-(-plan.context_length // plan.page_size),
+        spare_page=plan.num_pages,
+        spare_slot=plan.num_slots,
+    )
+    return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
 
 
 def _set_threads(dense_bytes: int) -> None:
@@ -209,23 +145,30 @@ def _capacity(plan: MemoryPlan, shape: base.ModelShape) -> Capacity:
         max_step_tokens=plan.max_step_tokens,
         vocab_size=shape.vocab_size,
         num_drafts=shape.num_drafts,
+        long_tokens=plan.long_tokens,
+        max_long_tokens=plan.max_long_tokens,
     )
 
 
-def _facts(
-    model: base.CausalLM, plan: MemoryPlan, *, dtype: torch.dtype, estimate: loading.Estimate
-) -> dict[str, object]:
+def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
+    plan, estimate, recorded = start.plan, start.estimate, start.needs.recording
     drafts = model.shape.num_drafts
     return {
         "layers": f"{model.num_layers}, each with {model.num_experts} experts, {model.top_k} used",
-        "precision": f"{str(dtype).removeprefix('torch.')}, experts {estimate.expert_format}",
+        "precision": f"{str(start.dtype).removeprefix('torch.')}, experts {estimate.expert_format}",
         "activations": f"{estimate.expert_activation} in the experts",
         "kernels": model.isa,
         "threads": model.num_threads,
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
+        **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
+        **({"recording": describe(recorded)} if recorded is not None else {}),
     }
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return f"decode steps of {', '.join(map(str, sizes))} sequences are captured"
 
 
 def _touch(caches: list[LayerCache]) -> None:

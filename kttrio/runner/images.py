@@ -40,7 +40,7 @@ class Eyes:
         ValueError for images that this model cannot see.
         """
         if not ahead:
-            self._forget(step.chunks)
+            self.forget(step.chunks)
         if step.batch.rope_positions is None:  # no sequence has an image
             return step
         rows: list[int] = []
@@ -55,7 +55,7 @@ class Eyes:
         images = ImageRows(torch.tensor(rows, device=self._device), torch.cat(features))
         return replace(step, batch=replace(step.batch, images=images))
 
-    def _forget(self, chunks: Sequence[Chunk]) -> None:
+    def forget(self, chunks: Sequence[Chunk]) -> None:
         """All images but those that the chunks reach, the token after them included."""
         if self._seen:
             reached = {

@@ -1,14 +1,15 @@
 """Where the memory goes, decided before a single weight is read.
 
-Arithmetic over what the model says it needs. A plan that does not fit is refused here, with the
-numbers and the flags that help. How much there is: `machine.py`.
+Arithmetic over what the model says it needs, in one memory or in two: the host's, and the device's
+where it has its own. What is said when it does not fit is refusal.py's; how much there is,
+device.py's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -17,17 +18,21 @@ from kttrio.config import ConfigError, EngineConfig
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
+from kttrio.runner.device import Machine
+from kttrio.runner.graphs import GraphWish
 from kttrio.runner.logprobs import BLOCK_ROWS
+from kttrio.runner.passage import passage_bytes
+from kttrio.runner.portion import ALL_ON_HOST, Portion
 
-_HOST_TOKENS_PER_REQUEST = 8192
+_USUAL_TOKENS_PER_REQUEST = 8192
 _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
-_MOST_SHARE = 0.95  # of memory; the process itself and what others do need the rest
-_INT4_BITS = 4.25  # of a weight, with its part of the scale of 64
-_WORTH_IT = 0.9
-_RECORDING = "expert recording"
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
+_BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
+_STAGED_EXPERTS = 4
+_GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
+_HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
 
 
 class MemoryRow(NamedTuple):
@@ -38,19 +43,40 @@ class MemoryRow(NamedTuple):
     num_bytes: int
 
 
+class Memory(NamedTuple):
+    """One that the rows of a plan share."""
+
+    where: str
+    available_bytes: int
+    budget_bytes: int
+    """The share of it that the rows together stay within."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What is allocated, and what the engine may count on."""
 
     rows: tuple[MemoryRow, ...]
-    available_bytes: int
-    budget_bytes: int
-    """`--mem-fraction-static` of what is available; the rows together stay within it."""
+    memories: tuple[Memory, ...]
+    """The host's; then the device's, where that has its own."""
     num_slots: int
     num_pages: int
     page_size: int
     context_length: int
     max_step_tokens: int
+    num_device_experts: int = 0
+    """Over all layers."""
+    num_ring_slots: int = 0
+    num_spare_slots: int = 0
+    long_tokens: int = 0
+    max_long_tokens: int = 0
+    graph_sizes: tuple[int, ...] = ()
+    """Sequences of the decode steps that are captured."""
+
+    @property
+    def device_memory(self) -> Memory:
+        """The one of the KV cache and the dense layers."""
+        return self.memories[-1]
 
     @property
     def total_bytes(self) -> int:
@@ -61,91 +87,290 @@ class MemoryPlan:
         """Tokens the KV cache holds."""
         return self.num_pages * self.page_size
 
+    @property
+    def short(self) -> tuple[str, ...]:
+        """Where the rows need more than the budget."""
+        return tuple(
+            memory.where for memory in self.memories if self.used(memory) > memory.budget_bytes
+        )
 
-def plan_memory(
-    estimate: Estimate,
-    engine: EngineConfig,
-    *,
-    available_bytes: int,
-    device: torch.device,
-    recording: RecorderSettings | None = None,
-) -> MemoryPlan:
-    """Divide the budget: weights, every slot's state and scratch first, then the KV cache.
+    def used(self, memory: Memory) -> int:
+        """Bytes of its rows."""
+        return _total(row for row in self.rows if row.where == memory.where)
+
+    def size(self, name: str) -> int:
+        """Of the row of that name; 0 where there is none."""
+        return _total(row for row in self.rows if row.name == name)
+
+
+class NoRoom(ConfigError):
+    """A plan that does not fit, with everything made as small as it may become."""
+
+    def __init__(self, plan: MemoryPlan, engine: EngineConfig) -> None:
+        super().__init__("the model does not fit")
+        self.plan, self.engine = plan, engine
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What there is to be room for."""
+
+    estimate: Estimate
+    engine: EngineConfig
+    recording: RecorderSettings | None = None
+    portion: Portion | None = None
+    """None: all experts are the CPU's, and so is all the rest."""
+    graphs: GraphWish | None = None
+    """None: no step is captured."""
+
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that was asked for and that the model was made for."""
+        made_for = self.estimate.shape.context_length
+        return min(self.engine.context_length or made_for, made_for)
+
+
+def find_memories(machine: Machine, mem_fraction_static: float) -> tuple[Memory, ...]:
+    """What the plan may divide. With a GPU the flag is about its memory."""
+    host, own = machine.host_bytes, machine.device_bytes
+    if own is None:
+        return (Memory("cpu", host, int(host * mem_fraction_static)),)
+    return (
+        Memory("cpu", host, int(host * _HOST_SHARE)),
+        Memory(machine.where.type, own, int(own * mem_fraction_static)),
+    )
+
+
+def plan_memory(needs: Needs, machine: Machine) -> MemoryPlan:
+    """Divide the budgets: weights, every slot's state and scratch first, then the KV cache.
 
     The KV cache is never larger than all slots together could use. Where `max_total_tokens` leaves
-    it open it takes what is left; on a CPU, whose memory others want too, at most 8192 tokens for
-    each running request, or one whole context. Where memory is short the plan has fewer tokens in
-    the cache, then shorter steps and fewer sequences, than the flags ask for. Raises ConfigError
-    where nothing helps.
+    it open it takes what is left; on a CPU, whose memory others want too, and where experts take
+    what is left, at most 8192 tokens for each running request, or one whole context; the experts
+    have half of it at least, if no more than one context stands against that. Where memory
+    is short the plan has fewer tokens in the cache, then shorter steps and fewer sequences, than
+    the flags ask for. Raises NoRoom where nothing helps, ConfigError for flags that disagree.
     """
-    _check(engine)
-    _check_context(engine, estimate.shape.context_length)
+    _check(needs.engine)
+    _check_context(needs.engine, needs.estimate.shape.context_length)
     while True:
-        plan = divide_memory(
-            estimate, engine, available_bytes=available_bytes, device=device, recording=recording
-        )
-        if plan.total_bytes <= plan.budget_bytes:
+        plan = divide_memory(needs, machine)
+        if not plan.short:
             return plan
-        engine = _smaller(engine, plan, estimate)
+        needs = _smaller(needs, plan)
 
 
-def _smaller(engine: EngineConfig, plan: MemoryPlan, estimate: Estimate) -> EngineConfig:
-    """Half the step or half the sequences, whichever takes more; ConfigError when both are least.
+def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
+    """The plan for these settings; it exceeds a budget where a short chat in each slot is too
+    much."""
+    engine, portion = needs.engine, needs.portion or ALL_ON_HOST
+    memories = find_memories(machine, engine.mem_fraction_static)
+    where = memories[-1].where
+    others = [*_host_rows(needs), *_device_rows(needs, where)]
+    asked = [*_expert_rows(needs, portion.num_experts or 0, where), *others]
+    num_pages = _num_kv_pages(needs, memories[-1], asked)
+    others.append(MemoryRow("KV cache", where, num_pages * _page_bytes(needs)))
+    resident = portion.num_experts
+    if resident is None:
+        resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
+    if portion != portion.alone() and resident == needs.estimate.grid.total:
+        return divide_memory(replace(needs, portion=portion.alone()), machine)
+    return MemoryPlan(
+        rows=(*_expert_rows(needs, resident, where), *others),
+        memories=memories,
+        num_slots=engine.max_running_requests,
+        num_pages=num_pages,
+        page_size=engine.page_size,
+        context_length=min(needs.context, num_pages * engine.page_size),
+        max_step_tokens=engine.chunked_prefill_size,
+        num_device_experts=resident,
+        num_ring_slots=portion.num_ring_slots,
+        num_spare_slots=portion.num_spare_slots,
+        long_tokens=portion.long_tokens,
+        max_long_tokens=portion.max_long_tokens,
+        graph_sizes=needs.graph_sizes,
+    )
+
+
+def _smaller(needs: Needs, plan: MemoryPlan) -> Needs:
+    """With half of what takes most where memory is short: of the step, the sequences, the room for
+    experts and prompts on their way. NoRoom when each is at its least.
 
     The KV cache is not asked: the plan's has a short chat for each sequence, or what must be.
     """
-    sizes = {row.name: row.num_bytes for row in plan.rows}
-    step, slots = engine.chunked_prefill_size, engine.max_running_requests
-    steps_cost = sizes["step scratch"] + sizes["expert scratch"]
-    slots_cost = sizes["recurrent states"] + sizes["KV cache"]
-    if step > _SHORT_STEP and (slots == 1 or steps_cost > slots_cost):
-        return replace(engine, chunked_prefill_size=max(step // 2, _SHORT_STEP))
+    short = [row for row in plan.rows if row.where in plan.short]
+    costs = [
+        (_total(row for row in short if row.name in names), smaller)
+        for smaller, names in _elastic(needs)
+    ]
+    if not costs:
+        raise NoRoom(plan, needs.engine)
+    return max(costs, key=itemgetter(0))[1]
+
+
+def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
+    """What may be less than was asked for, halved, and the rows that are smaller then."""
+    engine, portion = needs.engine, needs.portion
+    slots, step = engine.max_running_requests, engine.chunked_prefill_size
     if slots > 1:
-        return replace(engine, max_running_requests=slots // 2)
-    raise ConfigError(_refusal(plan, engine, estimate))
+        fewer = replace(engine, max_running_requests=slots // 2)
+        yield replace(needs, engine=fewer), ("recurrent states", "KV cache")
+    if step > _SHORT_STEP:
+        shorter = replace(engine, chunked_prefill_size=max(step // 2, _SHORT_STEP))
+        yield replace(needs, engine=shorter), ("step scratch", "expert scratch", "host staging")
+    for smaller in portion.smaller() if portion else ():
+        yield replace(needs, portion=smaller), ("expert ring", "long prompts")
 
 
-def divide_memory(
-    estimate: Estimate,
-    engine: EngineConfig,
-    *,
-    available_bytes: int,
-    device: torch.device,
-    recording: RecorderSettings | None = None,
-) -> MemoryPlan:
-    """The plan for these settings; it exceeds its budget where a short chat in each slot is too
-    much."""
-    slots, where = engine.max_running_requests, device.type
-    context = min(
-        engine.context_length or estimate.shape.context_length, estimate.shape.context_length
-    )
-    fixed = (
-        MemoryRow("experts", "cpu", estimate.expert_bytes),
-        MemoryRow(
-            "expert scratch", "cpu", estimate.expert_scratch.nbytes(engine.chunked_prefill_size)
-        ),
-        MemoryRow("dense weights", where, estimate.dense_bytes),
-        MemoryRow("recurrent states", where, slots * estimate.cache_shape.bytes_per_slot),
-        MemoryRow("step scratch", where, _scratch_bytes(estimate, engine, context)),
-        *_image_row(estimate, engine, where),
-        *_recording_row(estimate, engine, recording),
-    )
-    budget = int(available_bytes * engine.mem_fraction_static)
-    wanted = _wanted_pages(engine, context, on_host=where == "cpu")
-    page_bytes = engine.page_size * estimate.cache_shape.bytes_per_token
-    left = budget - sum(row.num_bytes for row in fixed)
-    affordable = left // page_bytes if page_bytes else wanted
-    num_pages = min(wanted, max(affordable, _least_pages(engine, context)))
-    return MemoryPlan(
-        rows=(*fixed, MemoryRow("KV cache", where, num_pages * page_bytes)),
-        available_bytes=available_bytes,
-        budget_bytes=budget,
-        num_slots=slots,
-        num_pages=num_pages,
-        page_size=engine.page_size,
-        context_length=min(context, num_pages * engine.page_size),
-        max_step_tokens=engine.chunked_prefill_size,
-    )
+def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
+    """The routed experts, on both sides: those of the device have no copy on the host."""
+    estimate, portion = needs.estimate, needs.portion
+    smallest = min(estimate.slot_bytes, default=0)
+    yield MemoryRow("experts", "cpu", estimate.expert_bytes - num_resident * smallest)
+    if portion is not None:
+        largest = max(estimate.slot_bytes)
+        yield MemoryRow("device experts", where, num_resident * largest)
+        yield from _row("swapped experts", where, portion.num_spare_slots * largest)
+        yield from _row("expert ring", where, portion.num_ring_slots * largest)
+
+
+def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
+    """What stays with the host's experts."""
+    scratch = needs.estimate.expert_scratch.nbytes(needs.engine.chunked_prefill_size)
+    yield MemoryRow("expert scratch", "cpu", scratch)
+    if needs.portion is not None:
+        yield MemoryRow("host staging", "cpu", _staging_bytes(needs, needs.portion))
+    if needs.recording is not None and needs.recording.num_steps is not None:
+        shape = needs.estimate.shape
+        recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
+        longest = 0 if needs.portion is None else needs.portion.max_long_tokens
+        tokens = max(needs.engine.chunked_prefill_size, longest)
+        most = needs.recording.most_bytes(recorded, tokens)
+        yield MemoryRow("expert recording", "cpu", most)
+
+
+def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
+    """What is where the dense layers are, but for experts and the KV cache."""
+    estimate, engine, portion = needs.estimate, needs.engine, needs.portion
+    states = engine.max_running_requests * estimate.cache_shape.bytes_per_slot
+    yield MemoryRow("dense weights", where, estimate.dense_bytes)
+    yield MemoryRow("recurrent states", where, states)
+    yield MemoryRow("step scratch", where, _scratch_bytes(needs))
+    yield from _row("decode graphs", where, _graph_bytes(needs))
+    yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
+    if portion is not None:
+        each = passage_bytes(
+            estimate.shape,
+            estimate.cache_shape,
+            row_bytes=estimate.row_bytes,
+            recorded=needs.recording is not None,
+            deferred=portion.max_deferred > 0,
+        )
+        yield from _row("long prompts", where, portion.max_long_tokens * each)
+
+
+def _graph_bytes(needs: Needs) -> int:
+    """What captured steps keep: their inputs and what is computed on the way, the page and the slot
+    that padding writes to, and each graph itself."""
+    if not needs.graph_sizes:
+        return 0
+    estimate, most = needs.estimate, needs.graph_sizes[-1]
+    tables = most * _num_pages(needs.context, needs.engine) * torch.int64.itemsize
+    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
+    spare = _page_bytes(needs) + estimate.cache_shape.bytes_per_slot
+    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
+
+
+def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
+    """How many fit on the device beside all other rows. Where both sides share one memory, an
+    expert takes as much on either: all do."""
+    grid, device = needs.estimate.grid, memories[-1]
+    if len(memories) == 1:
+        return grid.total
+    left = device.budget_bytes - _total(row for row in rows if row.where == device.where)
+    return min(max(left, 0) // max(needs.estimate.slot_bytes), grid.total)
+
+
+def _page_bytes(needs: Needs) -> int:
+    return needs.engine.page_size * needs.estimate.cache_shape.bytes_per_token
+
+
+def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> int:
+    """As many as are wanted and fit beside the other rows; at least those that there must be."""
+    leaves_some = (needs.portion or ALL_ON_HOST).num_experts is None
+    is_modest = memory.where == "cpu" or leaves_some
+    wanted = _wanted_pages(needs.engine, needs.context, is_modest=is_modest)
+    if not _page_bytes(needs):
+        return wanted
+    left = memory.budget_bytes - _total(row for row in rows if row.where == memory.where)
+    least = _least_pages(needs.engine, needs.context)
+    affordable = left // _page_bytes(needs)
+    if leaves_some and needs.engine.max_total_tokens is None:
+        whole = _num_pages(needs.context, needs.engine)
+        wanted = min(wanted, max(affordable // 2, whole))
+    return min(wanted, max(affordable, least))
+
+
+def _wanted_pages(engine: EngineConfig, context: int, *, is_modest: bool) -> int:
+    slots = engine.max_running_requests
+    wanted = slots * _num_pages(context, engine)
+    if engine.max_total_tokens is not None:
+        return min(wanted, _num_pages(engine.max_total_tokens, engine))
+    if is_modest:
+        usual = _num_pages(min(context, _USUAL_TOKENS_PER_REQUEST), engine)
+        return min(wanted, max(slots * usual, _num_pages(context, engine)))
+    return wanted
+
+
+def _num_pages(num_tokens: int, engine: EngineConfig) -> int:
+    return -(-num_tokens // engine.page_size)
+
+
+def _least_pages(engine: EngineConfig, context: int) -> int:
+    """A short chat in each of several sequences (one alone is content with a page), and the length
+    that was asked for in one of them."""
+    slots = engine.max_running_requests
+    each = _num_pages(min(context, _SHORT_CHAT), engine) if slots > 1 else 1
+    asked = 0 if engine.context_length is None else _num_pages(context, engine)
+    return max(slots * each, asked)
+
+
+def _scratch_bytes(needs: Needs) -> int:
+    """What the largest step needs beside its caches: activations, logits, masks, the keys that
+    attend together, penalty counts, and what is kept until drafts are verified."""
+    estimate, engine, context = needs.estimate, needs.engine, needs.context
+    shape, slots = estimate.shape, engine.max_running_requests
+    verified = slots * (1 + shape.num_drafts)  # tokens that are drawn or compared with drafts
+    rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
+    logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
+    counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
+    masks = engine.chunked_prefill_size * context * estimate.mask_bytes
+    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
+    kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
+    return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
+
+
+def _staging_bytes(needs: Needs, portion: Portion) -> int:
+    """Pinned buffers: what the host's experts take and give, and experts on their way."""
+    estimate = needs.estimate
+    choice = estimate.shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
+    rows = needs.engine.chunked_prefill_size * (2 * estimate.row_bytes + choice)
+    ways = min(portion.num_ring_slots + portion.num_spare_slots, _STAGED_EXPERTS)
+    return _BUFFER_PARITIES * rows + ways * max(estimate.slot_bytes)
+
+
+def _row(name: str, where: str, num_bytes: int) -> Iterator[MemoryRow]:
+    """Where there is something to be said."""
+    if num_bytes:
+        yield MemoryRow(name, where, num_bytes)
+
+
+def _total(rows: Iterable[MemoryRow]) -> int:
+    return sum(row.num_bytes for row in rows)
 
 
 def _check(engine: EngineConfig) -> None:
@@ -176,102 +401,6 @@ def _check_context(engine: EngineConfig, made_for: int) -> None:
             f"--context-length {engine.context_length} needs a KV cache of {context} tokens, but "
             f"it holds {holds}; raise --max-total-tokens or lower --context-length"
         )
-
-
-def _scratch_bytes(estimate: Estimate, engine: EngineConfig, context: int) -> int:
-    """What the largest step needs beside its caches: activations, logits, masks, the keys that
-    attend together, penalty counts, and what is kept until drafts are verified."""
-    shape, slots = estimate.shape, engine.max_running_requests
-    verified = slots * (1 + shape.num_drafts)  # tokens that are drawn or compared with drafts
-    rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
-    logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
-    counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * torch.bool.itemsize
-    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
-    kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
-    return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
-
-
-def _image_row(estimate: Estimate, engine: EngineConfig, where: str) -> Iterator[MemoryRow]:
-    """What the largest image takes while it is looked at, if the model takes any."""
-    if estimate.image_token_bytes:
-        needed = engine.max_image_tokens * estimate.image_token_bytes
-        yield MemoryRow("image scratch", where, needed)
-
-
-def _recording_row(
-    estimate: Estimate, engine: EngineConfig, recording: RecorderSettings | None
-) -> Iterator[MemoryRow]:
-    """What a full recording of expert choices takes, where there is one with a bound."""
-    if recording is None or recording.num_steps is None:
-        return
-    shape = estimate.shape
-    recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
-    needed = recording.most_bytes(recorded, engine.chunked_prefill_size)
-    yield MemoryRow(_RECORDING, "cpu", needed)
-
-
-def _wanted_pages(engine: EngineConfig, context: int, *, on_host: bool) -> int:
-    slots = engine.max_running_requests
-    wanted = slots * _num_pages(context, engine)
-    if engine.max_total_tokens is not None:
-        return min(wanted, _num_pages(engine.max_total_tokens, engine))
-    if on_host:
-        usual = _num_pages(min(context, _HOST_TOKENS_PER_REQUEST), engine)
-        return min(wanted, max(slots * usual, _num_pages(context, engine)))
-    return wanted
-
-
-def _num_pages(num_tokens: int, engine: EngineConfig) -> int:
-    return -(-num_tokens // engine.page_size)
-
-
-def _least_pages(engine: EngineConfig, context: int) -> int:
-    """A short chat in each of several sequences (one alone is content with a page), and the length
-    that was asked for in one of them."""
-    slots = engine.max_running_requests
-    each = _num_pages(min(context, _SHORT_CHAT), engine) if slots > 1 else 1
-    asked = 0 if engine.context_length is None else _num_pages(context, engine)
-    return max(slots * each, asked)
-
-
-def _refusal(plan: MemoryPlan, engine: EngineConfig, estimate: Estimate) -> str:
-    needs = ", ".join(f"{row.name} {format_bytes(row.num_bytes)}" for row in plan.rows)
-    return (
-        f"the model does not fit: {needs} make {format_bytes(plan.total_bytes)} already with "
-        f"--max-running-requests {engine.max_running_requests} and --chunked-prefill-size "
-        f"{engine.chunked_prefill_size}, but --mem-fraction-static {engine.mem_fraction_static} of "
-        f"the {format_bytes(plan.available_bytes)} available is "
-        f"{format_bytes(plan.budget_bytes)}; it would start with "
-        f"{', or with '.join(_mends(plan, engine, estimate))}"
-    )
-
-
-def _mends(plan: MemoryPlan, engine: EngineConfig, estimate: Estimate) -> Iterator[str]:
-    """What it would start with, each with its numbers."""
-    excess = plan.total_bytes - plan.budget_bytes
-    sizes = {row.name: row.num_bytes for row in plan.rows}
-    if engine.context_length is not None and sizes["KV cache"] > excess:
-        yield "a lower --context-length"
-    if sizes.get("image scratch", 0) > excess:
-        yield "a lower --max-image-tokens or --language-model-only"
-    if sizes.get(_RECORDING, 0) > excess:
-        yield "a smaller --expert-distribution-recorder-buffer-size"
-    yield _room(plan.total_bytes, plan, engine)
-    small = sum(row.num_weights for row in estimate.counts[-1:]) * _INT4_BITS // 8
-    if 0 < small < _WORTH_IT * estimate.expert_bytes:
-        room = _room(plan.total_bytes - estimate.expert_bytes + int(small), plan, engine)
-        yield f"--kt-method int4 (experts {format_bytes(int(small))})" + (room and f" and {room}")
-
-
-def _room(total: int, plan: MemoryPlan, engine: EngineConfig) -> str:
-    """What makes room for so many bytes; nothing where there is."""
-    if total <= plan.budget_bytes:
-        return ""
-    share = math.ceil(100 * total / max(plan.available_bytes, 1)) / 100
-    if share <= _MOST_SHARE:
-        return f"--mem-fraction-static {share:g}"
-    return f"about {format_bytes(math.ceil(total / engine.mem_fraction_static))} available"
 
 
 def format_bytes(num_bytes: int) -> str:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kttrio.device.base import Device
 from kttrio.experts.recorder import Recorder
+from kttrio.experts.update import Updater
 from kttrio.layers.batch import Batch
 from kttrio.layers.cache import LayerCache
 from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
 from kttrio.runner.findings import Evaluator
+from kttrio.runner.graphs import DecodeGraphs
 from kttrio.runner.images import Eyes, Tower
+from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
 from kttrio.runner.tensors import StepBuilder, StepTensors
+from kttrio.runner.update import count_tokens
 
 
-class StepModel(Protocol):
+class StepModel(LongModel, Protocol):
     """What a step needs of a model; `models.base.CausalLM` says what is promised."""
 
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor: ...
@@ -52,14 +57,21 @@ class Runner:
         device: torch.device,
         tower: Tower | None = None,
         recorder: Recorder | None = None,
+        seam: Device | None = None,
+        graphs: DecodeGraphs | None = None,
+        updater: Updater | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
+        """`device` is where the model is; `seam` what can be done there beside computing, None
+        where all experts are the host's; `graphs` of this model and these caches."""
         self.facts = dict(facts or {})
         """What was decided when it was built, for people to read: plain values."""
         self.recorder = recorder
         """Of the model's experts; None: nothing can be recorded."""
+        self.updater = updater
+        """Of the experts on the device; None: they stay there."""
         self._model = model
-        self._caches = caches
+        self._caches, self._graphs, self._seam = caches, graphs, seam
         self._capacity = capacity
         self._builder = StepBuilder(page_size=capacity.page_size, device=device)
         self._eyes = Eyes(tower, device=device)
@@ -72,6 +84,11 @@ class Runner:
             self._drafter = Drafter(
                 model, self._builder, self._eyes, num_drafts=capacity.num_drafts
             )
+        self._passages = None
+        if capacity.max_long_tokens:
+            main = None if seam is None else seam.main
+            parts = StepParts(self._builder, self._eyes, self._conclude, recorder, main)
+            self._passages = Passages(model, caches, parts, capacity=capacity)
 
     @property
     def capacity(self) -> Capacity:
@@ -85,24 +102,71 @@ class Runner:
         itself, and whatever the model raises.
         """
         begun = time.perf_counter()
-        if not plan.chunks:
-            return StepResult((), time.perf_counter() - begun)
         with torch.inference_mode():
-            step = self._eyes.look(self._builder.build(plan))
-            with self._recorded(step.batch):
-                hidden = self._model.forward(step.batch, self._caches)
-                found = self._evaluator.evaluate(step, hidden)
-            if step.batch.num_drafts:
-                self._settle(step, found)
-            if self._drafter is not None:
-                found = self._drafter.draft(step, hidden, found, self._caches)
-        results = [found[place] for place in np.argsort(step.order).tolist()]
-        return StepResult(tuple(results), time.perf_counter() - begun)
+            results = self._compute(plan) if plan.chunks else ()
+            long = self._pass_on(plan, seconds=time.perf_counter() - begun)
+            is_between_layers = plan.long is not None and long is None
+            if self.updater is not None and not is_between_layers:
+                self.updater.between_steps(count_tokens(plan))
+        return StepResult(results, time.perf_counter() - begun, long)
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
+        if self._passages is not None:
+            self._passages.drop()
+        if self.updater is not None:
+            self.updater.close()
+        self._graphs = None
         self._caches.clear()
         self._model.close()
+
+    def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
+        """The plan's chunks; where they fail the long prompt beside them has failed, too."""
+        try:
+            step = self._eyes.look(self._builder.build(plan))
+            with self._recorded(step.batch):
+                found = self._conclude(step, self._forward(step.batch))
+            self._check_jobs()
+        except Exception:
+            self._drop()
+            raise
+        return tuple(found[place] for place in np.argsort(step.order).tolist())
+
+    def _drop(self) -> None:
+        """What a failed step leaves under way; what else fails of it has been told enough."""
+        if self._passages is not None:
+            self._passages.drop()
+        if self._seam is not None:
+            with suppress(Exception):
+                self._seam.synchronize()
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """By a graph where there is one, and nobody wants to hear of the experts."""
+        is_heard = self.recorder is not None and self.recorder.is_on
+        hidden = None if self._graphs is None or is_heard else self._graphs.forward(batch)
+        return self._model.forward(batch, self._caches) if hidden is None else hidden
+
+    def _check_jobs(self) -> None:
+        """What the host's experts computed is in the results, so an error of theirs is, too."""
+        if self._seam is not None:
+            self._seam.check_jobs()
+
+    def _conclude(self, step: StepTensors, hidden: Tensor) -> list[ChunkResult]:
+        """From the model's rows to results, in the order of the step."""
+        found = self._evaluator.evaluate(step, hidden)
+        if step.batch.num_drafts:
+            self._settle(step, found)
+        if self._drafter is not None:
+            found = self._drafter.draft(step, hidden, found, self._caches)
+        return found
+
+    def _pass_on(self, plan: StepPlan, *, seconds: float) -> ChunkResult | None:
+        if self._passages is None:
+            return None
+        result = self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
+        if result is not None:
+            self._check_jobs()
+        return result
 
     def _recorded(self, batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.recorder is None else self.recorder.step(batch)

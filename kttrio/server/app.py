@@ -15,7 +15,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, recording
+from kttrio.server import admin, openai, placement, recording
 from kttrio.server.errors import ApiError
 from kttrio.server.responses import LiveResponse, error_response
 from kttrio.server.state import AppState
@@ -56,6 +56,7 @@ def build_app(state: AppState) -> QuartTrio:
     app.register_blueprint(openai.blueprint(state))
     app.register_blueprint(admin.blueprint(state))
     app.register_blueprint(recording.blueprint(state))
+    app.register_blueprint(placement.blueprint(state))
     if state.config.api_key is not None:
         app.before_request(_guard(state.config.api_key))
     app.register_error_handler(ApiError, _answer_api_error)

@@ -40,6 +40,20 @@ class Recording(Protocol):
         ...
 
 
+class Placement(Protocol):
+    """Has the experts on the device follow those in use. Asked from any thread."""
+
+    @property
+    def num_swaps(self) -> int:
+        """Experts that came to the device since the start."""
+        ...
+
+    def save(self) -> Path:
+        """Keep what is known of the experts in use, over what was kept before. Blocking. OSError
+        where it cannot be written."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class AppState:
     """One server. The roof makes it, starts the drain, and ends what outlasts it."""
@@ -53,6 +67,8 @@ class AppState:
     """Where requests without a seed get theirs."""
     recording: Recording | None = None
     """None: the settings ask for none."""
+    placement: Placement | None = None
+    """None: experts stay where they are."""
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 

@@ -21,13 +21,13 @@ from kttrio.cli.serve import (
     tune_libraries,
     with_environment,
 )
-from kttrio.config import ConfigError, ModelConfig, PlacementConfig
+from kttrio.config import ConfigError, ModelConfig, PlacementConfig, RunnerConfig
 from kttrio.serve import Settings
 
 
 def test_a_name_of_the_hub_is_no_directory_and_nothing_is_downloaded() -> None:
     with pytest.raises(ConfigError, match=r"Coder-Next is no directory; .* hf download NAME"):
-        check_paths(Settings(model=ModelConfig(model=Path("Qwen/Qwen3-Coder-Next"))))
+        check_paths(Settings(RunnerConfig(ModelConfig(model=Path("Qwen/Qwen3-Coder-Next")))))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_end_is_announced_with_the_requests_there_are(num_requests: int, sho
 
 
 def recorded(location: str) -> Settings:
-    return Settings(placement=PlacementConfig(init_expert_location=location))
+    return Settings(RunnerConfig(placement=PlacementConfig(init_expert_location=location)))
 
 
 def test_recorded_activations_must_exist_or_be_trivial(tmp_path: Path) -> None:
@@ -74,9 +74,10 @@ def test_recordings_go_where_the_flag_says_or_else_the_environment(
     argv: list[str], environment: dict[str, str], directory: Path | None
 ) -> None:
     argv = ["--expert-distribution-recorder-mode", "stat", *argv]
-    given = Settings(*parse_flags("kttrio serve", "", argv, RECORDS))
+    *ours, server = parse_flags("kttrio serve", "", argv, RECORDS)
+    given = Settings(RunnerConfig(*ours), server)
     found = with_environment(given, environment)
-    assert found.recording.expert_distribution_recorder_dir == directory
+    assert found.runner.recording.expert_distribution_recorder_dir == directory
 
 
 def test_a_directory_in_the_environment_asks_for_no_recording() -> None:

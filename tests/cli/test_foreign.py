@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kttrio.cli.flags import flag_name, parse_flags
-from kttrio.cli.foreign import FOREIGN, NO_GPU, foreign_notes, name_idle
+from kttrio.cli.foreign import FOREIGN, foreign_notes, name_idle
 from kttrio.cli.serve import RECORDS as OURS
-from kttrio.config import ConfigError, PlacementConfig
+from kttrio.config import ConfigError
 
 # Launch commands as the tutorials of KTransformers print them, without paths.
 CODER_NEXT = """--kt-cpuinfer 96 --kt-threadpool-count 2 --kt-num-gpu-experts 100 --kt-method FP8
@@ -44,8 +44,8 @@ def parse(text: str) -> tuple[Any, ...]:
 
 
 def idle(text: str) -> str:
-    _, _, placement, *_, foreign = parse(text)
-    return name_idle(foreign, placement)
+    *_, foreign = parse(text)
+    return name_idle(foreign)
 
 
 def named(text: str) -> set[str]:
@@ -55,10 +55,9 @@ def named(text: str) -> set[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_is_a_setting_or_named_or_says_what_holds_anyway(command: str) -> None:
     ours = {flag_name(item.name) for record in OURS for item in fields(record)}
-    placement = {flag_name(item.name) for item in fields(PlacementConfig)}
     fixed = {flag_name(item.name) for item in fields(FOREIGN) if "why" not in item.metadata}
     given = {word for word in command.split() if word.startswith("--")}
-    assert named(command) == given - (ours - placement) - fixed
+    assert named(command) == given - ours - fixed
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,7 @@ def test_every_flag_is_a_setting_or_named_or_says_what_holds_anyway(command: str
     ],
 )
 def test_drafts_of_the_checkpoints_own_layer_have_three_names(text: str, num_drafts: int) -> None:
-    *_, engine, _, _ = parse(text)
+    engine = parse(text)[2]
     assert engine.num_drafts == num_drafts
 
 
@@ -90,33 +89,20 @@ def test_other_drafts_are_refused(text: str, message: str) -> None:
 
 
 def test_the_line_gives_the_reasons_once() -> None:
-    line = idle("--attention-backend triton --enable-p2p-check --fp8-gemm-backend cutlass")
+    line = idle("--mamba-backend triton --enable-p2p-check --fp8-gemm-backend cutlass")
     assert line == (
-        "--attention-backend, --fp8-gemm-backend (there is one kernel for each layer); "
+        "--mamba-backend, --fp8-gemm-backend (there is one kernel for each layer); "
         "--enable-p2p-check (one process, one device)"
     )
-    assert idle("--kt-num-gpu-experts 0") == f"--kt-num-gpu-experts ({NO_GPU})"
     assert idle("--port 1 --kt-cpuinfer 3") == ""
 
 
 def test_more_devices_than_one_are_reduced_aloud() -> None:
-    _, _, placement, *_, foreign = parse("--tp 4 --ep-size 1 --enable-p2p-check")
-    assert list(foreign_notes(foreign, placement)) == [
+    *_, foreign = parse("--tp 4 --ep-size 1 --enable-p2p-check")
+    assert list(foreign_notes(foreign)) == [
         "without meaning here: --enable-p2p-check (one process, one device)",
         "--tp 4 is reduced to 1: one process, one device",
     ]
-
-
-def test_a_value_that_is_the_default_is_named_too() -> None:
-    assert "--kt-expert-placement-strategy" in idle("--kt-expert-placement-strategy uniform")
-    assert "--init-expert-location" in idle("--init-expert-location trivial")
-
-
-def test_recording_is_not_idle_but_for_what_is_on_a_gpu() -> None:
-    assert named(SCHEDULING) & {
-        "--expert-distribution-recorder-mode",
-        "--record-kt-gpu-expert-distribution",
-    } == {"--record-kt-gpu-expert-distribution"}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +117,10 @@ def test_recording_is_not_idle_but_for_what_is_on_a_gpu() -> None:
         ("--speculative-eagle-topk 4", "drafts are a chain, not a tree"),
         ("--enable-lora", "--enable-lora: adapters are not supported"),
         ("--lora-paths a=/x b=/y", "--lora-paths: adapters are not supported; merge them into"),
-        ("--device cuda", "there are no kernels for another device"),
+        ("--device xpu", "there are no kernels for another device"),
+        ("--attention-backend flashh", "'flashh' is none of triton, torch, "),
+        ("--cuda-graph-bs 1 0", "--cuda-graph-bs: 0 is too small"),
+        ("--kt-num-gpu-experts many", "'many' is not a whole number or auto"),
         ("--atention-backend triton", "did you mean --attention-backend?"),
         ("--trust-remote-code=yes", "--trust-remote-code: ignored explicit argument 'yes'"),
         ("--no-trust-remote-code", "unknown flag --no-trust-remote-code"),
@@ -153,4 +142,4 @@ def test_no_flag_is_ours_and_foreign() -> None:
 def test_help_is_not_drowned_in_them(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--help")
-    assert "--attention-backend" not in capsys.readouterr().out
+    assert "--enable-p2p-check" not in capsys.readouterr().out

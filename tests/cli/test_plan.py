@@ -29,10 +29,9 @@ def test_it_shows_weights_memory_and_a_verdict(capsys: pytest.CaptureFixture[str
 def test_what_does_not_fit_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--model", CODER_NEXT, "--memory", "64GB"]) == 1
     shown = capsys.readouterr().out
-    assert "verdict     the model does not fit: experts 144.0 GiB" in shown
-    assert shown.endswith(
-        "about 187.1 GiB available, or with --kt-method int4 (experts 38.2 GiB)\n"
-    )
+    assert "verdict     the model does not fit: already with --max-running-requests 1 " in shown
+    assert "experts 144.0 GiB, " in shown
+    assert shown.endswith("; it would start with --kt-method int4 (experts 38.2 GiB)\n")
     assert "at a time" not in shown
     assert run(["plan", "--model", CODER_NEXT, "--memory", "64GB", "--kt-method", "int4"]) == 0
     assert "verdict     it fits" in capsys.readouterr().out
@@ -51,9 +50,9 @@ def test_what_the_verdict_recommends_helps(capsys: pytest.CaptureFixture[str]) -
 def test_two_mends_may_be_needed_together(capsys: pytest.CaptureFixture[str]) -> None:
     tight = ["plan", "--model", CODER_NEXT, "--memory", "54GiB"]
     assert run(tight) == 1
-    mends = capsys.readouterr().out.rpartition(", or with ")[2]
+    mends = capsys.readouterr().out.rpartition("; it would start with ")[2]
     assert mends.startswith("--kt-method int4 (experts 38.2 GiB) and --mem-fraction-static 0.")
-    share = mends.split()[-1]
+    share = mends.partition(", or with ")[0].split()[-1]
     assert run([*tight, "--kt-method", "int4", "--mem-fraction-static", share]) == 0
 
 
@@ -67,13 +66,14 @@ def test_programs_get_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "--model", CODER_NEXT, "--memory", "1TB", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["parameters"] == 79_674_391_296
-    assert report["available_bytes"] == 10**12
+    assert [memory["available_bytes"] for memory in report["memories"]] == [10**12]
 
 
 def test_it_takes_the_command_line_of_serve(caplog: pytest.LogCaptureFixture) -> None:
     flags = "--attention-backend triton --served-model-name x --kt-num-gpu-experts 8 --port 0"
     assert run(["plan", *flags.split()]) == 0
-    assert "--attention-backend (there is one kernel for each layer)" in caplog.text
+    assert "--attention-backend (a CPU has one kernel for each layer)" in caplog.text
+    assert "--kt-num-gpu-experts (no GPU, every expert runs on the CPU; " in caplog.text
 
 
 def test_a_model_that_is_not_there_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +86,13 @@ def test_a_model_that_is_not_there_is_bad_usage(capsys: pytest.CaptureFixture[st
     [("256GiB", 2**38), ("1.5 TB", 1_500_000_000_000), ("64g", 64 * 10**9), ("512", 512)],
 )
 def test_sizes(text: str, num_bytes: int) -> None:
-    assert parse_bytes(text) == num_bytes
+    assert parse_bytes("--memory", text) == num_bytes
 
 
 @pytest.mark.parametrize("text", ["lots", "-1GB", "1 PB", "GiB"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ConfigError, match="write it like 256GiB"):
-        parse_bytes(text)
+    with pytest.raises(ConfigError, match=r"^--memory: .* write it like 256GiB"):
+        parse_bytes("--memory", text)
 
 
 def test_a_recording_is_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

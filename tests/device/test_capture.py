@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -126,3 +128,23 @@ def test_a_captured_step_may_not_wait(device, wait):
 
     with pytest.raises(RuntimeError, match="captured step"):
         device.capture(step)
+
+
+def test_a_captured_step_starts_a_job_once(device, layer, inputs):
+    """Where the host submits jobs ahead of a replay, it could not submit one twice."""
+    job = device.new_job(partial(layer.job, *inputs, torch.empty_like(inputs[0])))
+
+    def twice():
+        for _ in range(2):
+            device.main.start(job)
+            device.main.finish(job)
+
+    with pytest.raises(RuntimeError, match="can start a job once"):
+        device.capture(twice)
+
+
+def test_within_a_capture_it_is_known(device):
+    seen = []
+    device.capture(lambda: seen.append(device.is_capturing))
+    assert seen == [True]
+    assert not device.is_capturing

@@ -125,7 +125,7 @@ def test_what_goes_wrong_in_a_job_is_told_by_it_or_by_the_device(device, layer, 
     layer.clear_expert(1)
     side = device.open_stream("side")
     job = layer.job(*inputs, torch.empty_like(inputs[0]))
-    for told_by in (job.wait, device.synchronize):
+    for told_by in (job.wait, device.check_jobs, device.synchronize):
         side.start(job)
         side.finish(job)
         side.record().synchronize()  # the order goes on

@@ -15,7 +15,7 @@ import trio
 
 from kttrio.config import EngineConfig
 from kttrio.engine.engine import Engine, EngineClosed, EngineStats, QueueFull, RequestTooLarge
-from kttrio.plan import StepPlan, StepResult
+from kttrio.plan import ChunkResult, StepPlan, StepResult
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from tests.fakes import ScriptedRunner, capacity, scripted_token
 from tests.pictures import image_input
@@ -99,6 +99,42 @@ async def test_iterating_over_a_request():
         assert (stats.steps, stats.generated_tokens, stats.failed_steps) == (5, 5, 0)
         assert stats.healthy
         assert stats.last_step_seconds > 0.0
+
+
+async def test_a_long_prompt_passes_while_others_decode():
+    runner = ScriptedRunner(capacity(long_tokens=20, max_long_tokens=50), long_steps=9)
+    prompt = tuple(range(100, 160))
+    async with running(runner) as engine, trio.open_nursery() as nursery:
+        nursery.start_soon(open_and_run, engine, request(max_tokens=30))
+        async with engine.open(request(prompt, max_tokens=3)) as stream:
+            events = await collect(stream)
+    assert [event.token for event in events] == expected(prompt, 3)
+    assert sum(bool(plan.long and plan.chunks) for plan in runner.history) > 5
+
+
+async def test_a_failed_passage_costs_the_others_nothing_but_health():
+    class Failing(ScriptedRunner):
+        def step(self, plan: StepPlan) -> StepResult:
+            result = super().step(plan)
+            if plan.long is None:
+                return result
+            return replace(result, long=ChunkResult((), error="boom"))
+
+    seen: list[tuple[bool, str | None]] = []
+
+    def look(_: TokenEvent) -> None:
+        seen.append((engine.stats.healthy, engine.stats.error))
+
+    async with (
+        running(Failing(capacity(long_tokens=20, max_long_tokens=50))) as engine,
+        engine.open(request(max_tokens=5), look) as short,
+        engine.open(request(range(30))) as long,
+    ):
+        last = await long.wait()
+        assert (last.finish, last.error) == (FinishReason.ERROR, "boom")
+        assert (await short.wait()).finish is FinishReason.LENGTH
+    assert (False, "boom") in seen
+    assert seen[-1] == (True, None)
 
 
 async def test_an_idle_engine_keeps_no_images():

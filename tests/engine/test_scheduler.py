@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from kttrio.config import ConfigError, EngineConfig
 from kttrio.engine.errors import QueueFull, RequestTooLarge
 from kttrio.engine.scheduler import Scheduler
 from kttrio.engine.sequence import Sequence, Stage
-from kttrio.plan import Chunk, StepPlan
+from kttrio.plan import Chunk, ChunkResult, StepPlan
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from tests.fakes import PlanError, ScriptedRunner, capacity, scripted_logprob, scripted_token
 
@@ -572,6 +573,165 @@ def test_nobody_is_preempted_for_drafts(salt):
     bench.assert_all_free()
 
 
+def with_passage(**limits) -> Bench:
+    """Prompts that lack 20 tokens pass, at most 30 at a time, in 3 steps each."""
+    config = limits.pop("config", EngineConfig(chunked_prefill_size=8))
+    return Bench(long_tokens=20, max_long_tokens=30, config=config, **limits)
+
+
+def long_of(bench: Bench) -> tuple[int, int] | None:
+    """Where the long piece of the next step begins, and its length."""
+    plan = bench.step()
+    assert plan is not None
+    return plan.long and (plan.long.start, len(plan.long.token_ids))
+
+
+def test_a_long_prompt_passes_beside_the_steps():
+    bench = with_passage()
+    first = bench.submit(request(4, 20))
+    bench.step()
+    long = bench.submit(request(range(100, 125), 2))
+    plans = [bench.step() for _ in range(3)]
+    assert [lengths(plan) for plan in plans] == [[1], [1], [1]], "it takes nothing of the budget"
+    assert len({id(plan.long) for plan in plans if plan}) == 1
+    assert lengths(bench.step()) == [1, 1]
+    bench.run()
+    for sequence in (first, long):
+        tokens = bench.tokens(sequence)
+        assert tokens == expected(sequence.request.prompt_ids, len(tokens))
+    bench.assert_all_free()
+
+
+def test_a_step_may_have_nothing_but_a_passage():
+    bench = with_passage()
+    sequence = bench.submit(request(25, 1))
+    plan = bench.step()
+    assert plan is not None
+    assert plan.chunks == ()
+    assert plan.long is not None
+    assert plan.long.sample
+    bench.run()
+    assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 1)
+    bench.assert_all_free()
+
+
+def test_a_prompt_of_several_passages_ends_with_an_ordinary_chunk():
+    bench = with_passage()
+    sequence = bench.submit(request(85, 1))
+    places = [long_of(bench) for _ in range(7)]
+    assert places == [(0, 30)] * 3 + [(30, 30)] * 3 + [(60, 25)], "the last one is long enough"
+    bench.run()
+    assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 1)
+    shorter = with_passage()
+    shorter.submit(request(45, 1))
+    assert [long_of(shorter) for _ in range(4)] == [(0, 30)] * 3 + [None]
+    assert [len(plan.chunks) for plan in shorter.runner.history] == [0, 0, 0, 1]
+
+
+def test_there_is_one_passage_and_who_came_first_has_it_to_the_end():
+    bench = with_passage()
+    old, young = (bench.submit(request(range(start, start + 55), 1)) for start in (100, 200))
+    short = bench.submit(request(3, 1))
+    bench.run()
+    assert list(bench.events) == [short, old, young]
+    passed = [plan.long.token_ids[0] for plan in bench.runner.history if plan.long]
+    assert passed == [100] * 3 + [130] * 3 + [200] * 3 + [230] * 3
+    bench.assert_all_free()
+
+
+def test_the_passage_goes_where_the_budget_is_used_up():
+    bench = with_passage(config=EngineConfig(chunked_prefill_size=2))
+    for start in (100, 200):
+        bench.submit(request((start,), 30))
+    bench.step()
+    long = bench.submit(request(range(300, 325), 1))
+    bench.run()
+    assert bench.tokens(long) == expected(long.request.prompt_ids, 1)
+
+
+def test_a_scored_prompt_may_be_long():
+    bench = with_passage()
+    sequence = bench.submit(request(47, 0, prompt_logprobs=1))
+    bench.run()
+    (event,) = bench.events[sequence]
+    assert event.prompt_logprobs is not None
+    scores = [score.token for score in event.prompt_logprobs[1:] if score is not None]
+    assert scores == list(range(2, 48))
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_an_abandoned_passage_makes_room_for_the_next(in_flight):
+    bench = with_passage()
+    gone, next_one = (bench.submit(request(range(start, start + 25), 1)) for start in (100, 200))
+    bench.step()
+    plan = bench.scheduler.plan() if in_flight else None
+    bench.scheduler.abort(gone)
+    if plan is not None:
+        assert bench.scheduler.commit(plan, bench.runner.step(plan)) == []
+    following = bench.step()
+    assert following is not None
+    assert following.long is not None
+    assert following.long.token_ids[0] == 200
+    bench.run()
+    assert list(bench.events) == [next_one]
+    bench.assert_all_free()
+
+
+def test_a_failed_step_ends_the_passage_too():
+    bench = with_passage()
+    failed = [bench.submit(request(4, 9)), bench.submit(request(25, 9))]
+    plan = bench.scheduler.plan()
+    assert plan is not None
+    assert [sequence for sequence, _ in bench.scheduler.fail(plan, "boom")] == failed
+    again = bench.submit(request(range(100, 125), 2))
+    bench.run()
+    assert bench.tokens(again) == expected(again.request.prompt_ids, 2)
+    bench.assert_all_free()
+
+
+def test_a_passage_that_found_an_error_ends_its_sequence_alone():
+    bench = with_passage()
+    decoding, long = bench.submit(request(4, 9)), bench.submit(request(25, 9))
+    plan = bench.scheduler.plan()
+    assert plan is not None
+    result = replace(bench.runner.step(plan), long=ChunkResult((), error="boom"))
+    events = bench.scheduler.commit(plan, result)
+    assert [(sequence, event.error) for sequence, event in events] == [
+        (decoding, None),
+        (long, "boom"),
+    ]
+    bench.run()
+    assert len(bench.tokens(decoding)) == 8, "the first came with the error"
+    bench.assert_all_free()
+
+
+def test_a_passage_gives_way_to_an_older_one_and_begins_anew():
+    bench = with_passage(num_pages=10, page_size=4)
+    bench.runner = ScriptedRunner(bench.runner.capacity, long_steps=40)
+    old = bench.submit(request(4, 24))  # 7 pages in the end
+    bench.step()
+    long = bench.submit(request(range(100, 120), 1))  # 5 pages: soon one is lacking
+    preempt(bench)
+    assert long.stage is Stage.PREEMPTED
+    bench.run()
+    for sequence in (old, long):
+        tokens = bench.tokens(sequence)
+        assert tokens == expected(sequence.request.prompt_ids, len(tokens))
+    bench.assert_all_free()
+
+
+@pytest.mark.parametrize("salt", range(6))
+def test_pages_for_the_drafts_of_a_passage_stay_its_own(salt):
+    """The chunk under way names them, though others have none left."""
+    bench = with_passage(num_slots=3, num_pages=13, page_size=4, num_drafts=4)
+    bench.submit(request(range(100 + salt, 104 + salt), 40))
+    bench.step()
+    bench.submit(request(range(200, 224), 12))
+    bench.run()
+    assert bench.runner.violations == []
+    bench.assert_all_free()
+
+
 def test_the_fake_knows_foreign_outputs_in_a_recomputed_chunk():
     runner = ScriptedRunner(capacity())
     sampling = request(2).sampling
@@ -585,13 +745,18 @@ def test_the_fake_knows_foreign_outputs_in_a_recomputed_chunk():
                 runner.step(StepPlan((chunk,)))
 
 
-@pytest.mark.parametrize(("seed", "num_drafts"), [(0, 0), (1, 0), (2, 1), (3, 4)])
-def test_two_thousand_requests_with_cancels_and_failures(seed, num_drafts):
+@pytest.mark.parametrize(
+    ("seed", "num_drafts", "long_tokens"),
+    [(0, 0, 0), (1, 0, 0), (2, 1, 0), (3, 4, 0), (4, 0, 20), (5, 2, 30)],
+)
+def test_two_thousand_requests_with_cancels_and_failures(seed, num_drafts, long_tokens):
     draw = random.Random(seed)
     bench = Bench(
         num_slots=16,
         num_pages=24,
         num_drafts=num_drafts,
+        long_tokens=long_tokens,
+        max_long_tokens=2 * long_tokens,
         config=EngineConfig(chunked_prefill_size=48, max_queued_requests=10_000),
     )
     live: list[Sequence] = []
@@ -647,8 +812,15 @@ class Traffic(RuleBasedStateMachine):
         self.ended: dict[Sequence, FinishReason] = {}
         self.served: list[Sequence] = []  # in order of first tokens
 
-    @initialize(page_size=st.sampled_from([1, 2, 4]), num_drafts=st.sampled_from([0, 0, 1, 3]))
-    def build(self, page_size, num_drafts):
+    @initialize(
+        page_size=st.sampled_from([1, 2, 4]),
+        num_drafts=st.sampled_from([0, 0, 1, 3]),
+        long_tokens=st.sampled_from([0, 0, 2, 11]),
+        passages=st.integers(1, 3),
+        long_steps=st.integers(1, 4),
+    )
+    def build(self, page_size, num_drafts, long_tokens, passages, long_steps):
+        self.long_steps = long_steps
         self.runner = ScriptedRunner(
             capacity(
                 num_slots=4,
@@ -657,7 +829,10 @@ class Traffic(RuleBasedStateMachine):
                 context_length=40,
                 max_step_tokens=9,
                 num_drafts=num_drafts,
-            )
+                long_tokens=long_tokens,
+                max_long_tokens=passages * long_tokens,
+            ),
+            long_steps=long_steps,
         )
         self.scheduler = Scheduler(self.runner.capacity, EngineConfig(max_queued_requests=6))
 
@@ -698,7 +873,8 @@ class Traffic(RuleBasedStateMachine):
             assert self.open() == []
             return
         assert self.plan.num_tokens <= 9
-        slots = {chunk.slot for chunk in self.plan.chunks}
+        chunks = [*self.plan.chunks, *([self.plan.long] if self.plan.long else [])]
+        slots = {chunk.slot for chunk in chunks}
         assert all(s.slot in slots for s in decoding if s.stage is Stage.RUNNING)
         # Whoever came first gets on in every step: nobody starves, and every step leads somewhere.
         assert self.open()[0].slot in slots
@@ -751,9 +927,12 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def first_tokens_come_in_order_of_arrival(self):
+        """But for the long prompts, which keep it among themselves."""
         rank = {sequence: i for i, sequence in enumerate(self.order)}
-        ranks = [rank[sequence] for sequence in self.served]
-        assert ranks == sorted(ranks)
+        least = self.scheduler._capacity.long_tokens or 999
+        for long in (False, True):
+            ranks = [rank[s] for s in self.served if (s.num_prompt >= least) == long]
+            assert ranks == sorted(ranks)
 
     @invariant()
     def all_stand_in_order_of_arrival(self):
@@ -776,7 +955,7 @@ class Traffic(RuleBasedStateMachine):
         if self.plan is not None:
             self.end_step(False)
         # A bound without starvation: one after the other, each a step per token at the most.
-        bound = 1 + sum(s.num_prompt + s.max_outputs for s in self.open())
+        bound = 1 + sum((s.num_prompt + s.max_outputs) * self.long_steps for s in self.open())
         for _ in range(bound):
             self.begin_step()
             if self.plan is None:

@@ -14,7 +14,7 @@ from kttrio.device.host import HostDevice
 from kttrio.experts.feeders import Feeders
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import ExpertSlots, SlotShape
-from kttrio.experts.streamed import Ring
+from kttrio.experts.streamed import Part, Ring
 from kttrio.native import ExpertLayer, Pool
 from kttrio.weights.quantize import Target
 from tests.native.expert_reference import (
@@ -67,8 +67,8 @@ class Machine:
         out = torch.zeros(TOKENS, HIDDEN)
         here = torch.isin(ids, torch.tensor(experts, dtype=torch.int32))
         wanted = expected(self.experts[layer], x, ids.where(here, -1), weights)
-        routing = Routing(ids, weights)
-        steps = self.ring.stream(self.layers[layer], experts, x=x, routing=routing, out=out)
+        parts = [Part(Routing(ids, weights), out)]
+        steps = self.ring.stream(self.layers[layer], experts, x=x, parts=parts)
         return Call(steps, out, wanted)
 
 
@@ -86,20 +86,21 @@ def machine(
     device: Device | None = None,
     num_slots: int = 6,
     num_layers: int = 1,
+    num_settled: int = 1,
     threads: Executor | None = None,
 ) -> Iterator[Machine]:
-    """The ring has all of the slots but the first."""
+    """The ring's slots come after those that are settled."""
     device = device or HostDevice()
     shape = SlotShape(HIDDEN, INNER, Target(kind.weight_format, kind.group_size))
     experts = [
         random_experts(NUM_EXPERTS, HIDDEN, INNER, kind=kind, seed=n) for n in range(num_layers)
     ]
-    slots = ExpertSlots(shape, num_slots + 1, device=device.where)
+    slots = ExpertSlots(shape, num_settled + num_slots, device=device.where)
     feeders = Feeders(slots, device, pool_threads=1, threads=threads)
     feeders.batch = 2
-    ring = Ring(feeders, range(1, num_slots + 1), num_experts=NUM_EXPERTS)
+    ring = Ring(feeders, range(num_settled, slots.num_slots), num_experts=NUM_EXPERTS)
     with Pool(threads=1) as pool:
-        layers = [make_layer(pool, one, activation="float32") for one in experts]
+        layers = [make_layer(pool, one, activation="float32", max_tokens=128) for one in experts]
         try:
             yield Machine(device, ring, layers, experts)
         finally:

@@ -94,8 +94,7 @@ def test_a_block_without_gate_has_router_rows_and_bias_only(shared):
 
 
 def test_a_long_prompt_gets_what_its_pieces_get(block):
-    x = torch.randn(7, 16)
-    whole = block(x)
-    *between, out = block.stream(x, piece=3)
-    torch.testing.assert_close(out, whole)
-    assert between == [None] * (3 + 7), "a yield for each piece, and for each of the experts'"
+    x, out = torch.randn(7, 16), torch.full((7, 16), torch.nan)
+    between = list(block.stream(x, out, piece=3))
+    torch.testing.assert_close(out, block(x))
+    assert len(between) == 3 + 7, "a yield for each piece, and for each of the experts'"

@@ -10,10 +10,18 @@ import torch
 from kttrio.device.host import HostDevice
 from kttrio.experts import streamed
 from kttrio.experts.feeders import Feeders, _Staging
+from kttrio.experts.routing import Routing
+from kttrio.experts.streamed import Part
 from kttrio.native import NativeError
 from tests.device.shuffled import ShuffledDevice
-from tests.experts.rings import ALL, NUM_EXPERTS, AtOnce, machine
-from tests.native.expert_reference import KINDS, relative_error
+from tests.experts.rings import ALL, HIDDEN, NUM_EXPERTS, TOKENS, TOP_K, AtOnce, machine
+from tests.native.expert_reference import (
+    KINDS,
+    expected,
+    random_input,
+    random_routing,
+    relative_error,
+)
 
 EXACT = 2e-6  # sums of float32 beside those of double precision
 
@@ -59,6 +67,24 @@ def test_what_is_there_already_is_added_to():
         assert relative_error(call.out - 3, call.wanted) < 10 * EXACT
 
 
+def test_choices_may_be_summed_apart_though_each_expert_is_sent_once():
+    with machine() as made:
+        call = made.begin()
+        ids, weights = random_routing(TOKENS, TOP_K, NUM_EXPERTS, seed=1)
+        outs = torch.zeros(2, TOKENS, HIDDEN)
+        first = torch.tensor([True, False, False])
+        shares = [ids.where(first, -1), ids.where(~first, -1)]
+        parts = [
+            Part(Routing(*pair), out)
+            for *pair, out in zip(shares, [weights] * 2, outs, strict=True)
+        ]
+        x = random_input(TOKENS, HIDDEN, seed=0, dtype=torch.float32)
+        list(made.ring.stream(made.layers[0], ALL, x=x, parts=parts))
+        assert right((outs.sum(0), call.wanted))
+        assert right((outs[0], expected(made.experts[0], x, shares[0], weights)))
+        assert made.ring.num_sent == NUM_EXPERTS
+
+
 def test_other_work_may_run_between_groups():
     with machine() as made:
         call = made.begin()
@@ -69,7 +95,7 @@ def test_other_work_may_run_between_groups():
             made.layers[0].forward(x, ids, weights, torch.empty_like(x))
             others += 1
         assert right((call.out, call.wanted))
-        assert others == 5, "13 experts, 3 slots in each half"
+        assert others == 1 + 5, "13 experts, 3 slots in each half"
 
 
 def late(seed):
@@ -230,7 +256,7 @@ def test_a_launch_that_fails_fails_its_call_only(at, monkeypatch):
 def test_a_call_that_is_given_up_leaves_the_ring_ready(groups):
     with machine(num_layers=2) as made:
         call = made.begin()
-        for _ in range(groups):
+        for _ in range(groups + 1):
             next(call.steps)
         call.steps.close()
         assert not made.ring.is_busy

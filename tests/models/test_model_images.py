@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from kttrio.config import EngineConfig, ExpertConfig, ModelConfig
+from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, RunnerConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.layers.rotary import Rotation
 from kttrio.models.base import read_config
@@ -216,9 +216,8 @@ def runner_and_scheduler(*, budget=64, num_pages=40, num_drafts=0):
         speculative_algorithm="MTP" if num_drafts else None,
         speculative_num_draft_tokens=num_drafts or 1,
     )
-    runner = build_runner(
-        ModelConfig(model=DIRECTORY, dtype="float32"), ExpertConfig(kt_cpuinfer=1), engine
-    )
+    model = ModelConfig(model=DIRECTORY, dtype="float32")
+    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=1), engine))
     return runner, Scheduler(runner.capacity, engine)
 
 

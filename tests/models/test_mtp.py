@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kttrio.cli.main import run as run_command
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RunnerConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.models.base import read_blueprint
 from kttrio.models.loading import Extras, estimate, load_model
@@ -272,7 +272,7 @@ def built(checkpoint, num_drafts=0, num_pages=40, dtype="float32"):
         speculative_num_draft_tokens=num_drafts or 1,
     )
     model = ModelConfig(model=checkpoint, dtype=dtype)
-    return build_runner(model, EXPERTS, engine), engine
+    return build_runner(RunnerConfig(model, EXPERTS, engine)), engine
 
 
 def answers_of(runner, capacity, engine, requests):

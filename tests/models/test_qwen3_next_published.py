@@ -13,8 +13,9 @@ import torch
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig
 from kttrio.models.base import read_config, stored_dtype
 from kttrio.models.loading import Extras, estimate
-from kttrio.runner.memory import plan_memory
+from kttrio.runner.memory import Needs, plan_memory
 from kttrio.weights.checkpoint import INDEX, CheckpointError
+from tests.machines import machine
 from tests.published import published_file
 
 LAYERS, EXPERTS = 48, 512
@@ -151,8 +152,7 @@ def test_its_prediction_layer_can_draft(published, measured):
 def test_a_cache_of_256000_tokens_shortens_the_context(measured):
     def plan(**limits):
         engine = EngineConfig(max_total_tokens=256000, **limits)
-        room = {"available_bytes": 256 * GIB, "device": torch.device("cpu")}
-        return plan_memory(measured, engine, **room)
+        return plan_memory(Needs(measured, engine), machine(host=256 * GIB))
 
     assert plan().context_length == 256000
     with pytest.raises(

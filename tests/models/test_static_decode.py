@@ -25,7 +25,7 @@ class AllExperts:
     def __init__(self, experts):
         self.experts = experts
 
-    def forward(self, x, routing, beside=None):
+    def forward(self, x, routing, beside=None, carry=None):
         experts = self.experts
         inner = F.silu(torch.einsum("th,eih->tei", x, experts.gate))
         inner = inner * torch.einsum("th,eih->tei", x, experts.up)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig
+from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RunnerConfig
 from kttrio.plan import Chunk, StepPlan
 from kttrio.request import SamplingParams
-from kttrio.runner.build import build_runner, choose_dtype, fit_pool
+from kttrio.runner.build import build_runner
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ENGINE = EngineConfig(
@@ -20,12 +20,8 @@ ENGINE = EngineConfig(
 
 
 def build(name="qwen3_next", engine=ENGINE, **hooks):
-    return build_runner(
-        ModelConfig(model=FIXTURES / name, dtype="float32"),
-        ExpertConfig(kt_cpuinfer=2),
-        engine,
-        **hooks,
-    )
+    model = ModelConfig(model=FIXTURES / name, dtype="float32")
+    return build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), engine), **hooks)
 
 
 @pytest.fixture(scope="module", params=["qwen3_next", "qwen3_next_fp8"])
@@ -84,11 +80,8 @@ def test_sequences_of_one_step_do_not_touch_each_other(runner, golden):
 def test_chunk_borders_do_not_show_in_bfloat16_either(golden, checkpoint):
     """How far bfloat16 is from float32 is the model's business, and tested there."""
     token_ids, _ = golden
-    runner = build_runner(
-        ModelConfig(model=FIXTURES / checkpoint, dtype="bfloat16"),
-        ExpertConfig(kt_cpuinfer=2),
-        ENGINE,
-    )
+    model = ModelConfig(model=FIXTURES / checkpoint, dtype="bfloat16")
+    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), ENGINE))
     whole, parts = [], []
     for found, cuts in ((whole, (41,)), (parts, (10, 31))):
         for end, size in zip(itertools.accumulate(cuts), cuts, strict=True):
@@ -143,45 +136,6 @@ def test_a_context_that_is_not_what_one_thinks_is_noted(caplog, limits, note, co
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "notes"),
-    [
-        ({}, {}, []),
-        ({"kt_cpuinfer": 8}, {"kt_cpuinfer": 8}, []),
-        (
-            {"kt_cpuinfer": 96},
-            {},
-            ["--kt-cpuinfer 96 is reduced to one for each core: we may use 8 processors"],
-        ),
-        ({"kt_threadpool_count": 2}, {"kt_threadpool_count": 2}, []),
-        (
-            {"kt_threadpool_count": 8},
-            {"kt_threadpool_count": 2},
-            ["--kt-threadpool-count 8 is reduced to 2: a pool for each NUMA node we may use"],
-        ),
-        (
-            {"kt_numa_nodes": (0, 1, 2), "kt_threadpool_count": 3},
-            {"kt_numa_nodes": (0, 2)},
-            ["--kt-numa-nodes 0,1,2 is reduced to 0,2"],
-        ),
-        ({"kt_numa_nodes": (0, 0)}, {"kt_numa_nodes": (0, 0)}, []),
-    ],
-)
-def test_threads_and_pools_that_the_machine_lacks_are_left_out(caplog, flags, given, notes):
-    found = fit_pool(ExpertConfig(**flags), num_cores=8, nodes=[0, 2])
-    assert found == ExpertConfig(**given)
-    assert [record.message for record in caplog.records] == notes
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [{"kt_numa_nodes": (5,)}, {"kt_numa_nodes": (0, 5), "kt_threadpool_count": 1}],
-    ids=["no node is left", "flags that disagree"],
-)
-def test_what_the_pool_must_refuse_stays(flags):
-    assert fit_pool(ExpertConfig(**flags), num_cores=8, nodes=[0, 2]) == ExpertConfig(**flags)
-
-
-@pytest.mark.parametrize(
     ("limits", "note"),
     [
         ({"max_total_tokens": 10**6}, "--max-total-tokens 1000000 is reduced to 4096: 1 x 4096 "),
@@ -197,7 +151,7 @@ def test_what_the_pool_must_refuse_stays(flags):
 )
 def test_what_the_plan_reduces_is_noted(caplog, monkeypatch, limits, note):
     memory = limits.pop("memory", 2**10)
-    monkeypatch.setattr("kttrio.runner.build.available_memory", lambda: memory << 20)
+    monkeypatch.setattr("kttrio.runner.device.available_memory", lambda: memory << 20)
     defaults = {"max_running_requests": 1, "page_size": 4, "chunked_prefill_size": 64}
     build(engine=EngineConfig(**(defaults | limits))).close()
     assert re.search(note, caplog.text)
@@ -213,31 +167,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read():
 
 def test_a_missing_model_is_a_config_error():
     with pytest.raises(ConfigError, match="--model"):
-        build_runner(ModelConfig(), ExpertConfig(), EngineConfig())
-
-
-@pytest.mark.parametrize(
-    ("wanted", "stored", "fast", "chosen"),
-    [
-        ("auto", {"dtype": "bfloat16"}, True, torch.bfloat16),
-        ("auto", {"torch_dtype": "bfloat16"}, True, torch.bfloat16),
-        ("auto", {"dtype": "bfloat16"}, False, torch.float32),
-        ("auto", {"dtype": "float16"}, True, torch.float32),
-        ("auto", {"dtype": "float32"}, True, torch.float32),
-        ("auto", {}, True, torch.bfloat16),
-        ("float32", {"dtype": "bfloat16"}, True, torch.float32),
-        ("bfloat16", {"dtype": "float32"}, False, torch.bfloat16),
-    ],
-)
-def test_the_precision(wanted, stored, fast, chosen):
-    assert choose_dtype(wanted, stored, fast_bfloat16=fast) is chosen
-
-
-def test_leaving_the_stored_precision_is_logged(caplog):
-    with caplog.at_level("INFO"):
-        choose_dtype("auto", {"dtype": "bfloat16"}, fast_bfloat16=False)
-    assert "bfloat16" in caplog.text
-    assert "float32" in caplog.text
+        build_runner(RunnerConfig())
 
 
 def test_a_small_model_keeps_torch_to_one_thread():

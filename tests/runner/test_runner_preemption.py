@@ -24,7 +24,7 @@ SAMPLINGS = (
 )
 
 
-def run(requests, *, pages, budget, num_drafts=0):
+def run(requests, *, pages, budget, num_drafts=0, long_tokens=0):
     """Everything each request heard, and the scheduler with its counts."""
     capacity = Capacity(
         num_slots=4,
@@ -34,6 +34,8 @@ def run(requests, *, pages, budget, num_drafts=0):
         max_step_tokens=budget,
         vocab_size=VOCAB,
         num_drafts=num_drafts,
+        long_tokens=long_tokens,
+        max_long_tokens=3 * long_tokens,
     )
     model = ToyModel()
     caches = model.new_caches(num_pages=pages, page_size=PAGE_SIZE, num_slots=4)
@@ -75,15 +77,18 @@ def rounded(events):
     budget=st.integers(3, 9),
     lengths=st.tuples(st.integers(1, 14), st.integers(12, 20)),
     num_drafts=st.integers(0, 4),
+    long_tokens=st.sampled_from([0, 0, 2, 5]),
 )
-def test_neither_little_room_nor_drafts_change_what_is_heard(
-    kinds, pages, budget, lengths, num_drafts
+def test_neither_little_room_nor_drafts_nor_passages_change_what_is_heard(
+    kinds, pages, budget, lengths, num_drafts, long_tokens
 ):
     requests = [
         request(number, kind, lengths[0] + number % 3, lengths[1])
         for number, kind in enumerate(kinds)
     ]
-    crowded, _ = run(requests, pages=pages, budget=budget, num_drafts=num_drafts)
+    crowded, _ = run(
+        requests, pages=pages, budget=budget, num_drafts=num_drafts, long_tokens=long_tokens
+    )
     for asked, events in zip(requests, crowded, strict=True):
         ((alone,), scheduler) = run([asked], pages=100, budget=64)
         assert scheduler.num_preemptions == 0

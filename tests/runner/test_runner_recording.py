@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from kttrio.config import ConfigError, EngineConfig, ExpertConfig, ModelConfig, RecordingConfig
+from kttrio.config import (
+    ConfigError,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    RecordingConfig,
+    RunnerConfig,
+)
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.recording import read_counts
+from kttrio.plan import Chunk, StepPlan
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner.build import build_runner
 from kttrio.runner.recording import describe, make_directory, recorder_settings
+from kttrio.runner.runner import Runner
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODES = ("stat", "stat_approx", "per_pass", "per_token")
@@ -30,12 +41,14 @@ def settings(mode: str | None = "stat", size: int | None = None, directory: Path
     return RecordingConfig(mode, size, directory)
 
 
-def build(name: str, recording: RecordingConfig | None, **engine):
+def build(name: str, recording: RecordingConfig, **engine):
     return build_runner(
-        ModelConfig(model=FIXTURES / name, dtype="float32"),
-        ExpertConfig(kt_cpuinfer=2),
-        EngineConfig(**{**ENGINE, **engine}),
-        recording=recording,
+        RunnerConfig(
+            ModelConfig(model=FIXTURES / name, dtype="float32"),
+            ExpertConfig(kt_cpuinfer=2),
+            EngineConfig(**{**ENGINE, **engine}),
+            recording=recording,
+        )
     )
 
 
@@ -48,7 +61,9 @@ def run(runner, num_prompts=3) -> int:
         scheduler.submit(GenerateRequest(str(number), prompt, sampling))
     while (plan := scheduler.plan()) is not None:
         num_tokens += plan.num_tokens
-        scheduler.commit(plan, runner.step(plan))
+        result = runner.step(plan)
+        num_tokens += len(plan.long.token_ids) if plan.long and result.long else 0
+        scheduler.commit(plan, result)
     return num_tokens
 
 
@@ -91,6 +106,79 @@ def test_recorded_is_what_the_experts_counted(tmp_path, mode, name, algorithm, d
     runner.close()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_long_prompt_is_recorded_as_one_step_more(tmp_path, mode):
+    """Its choices are those that its chunks make, in the same order, whatever runs beside it."""
+    chunked = build("deepseek_v3_chat", settings(mode, 100, tmp_path / "chunked"))
+    passing = build("deepseek_v3_chat", settings(mode, 100, tmp_path / "passing"))
+    found = []
+    for runner in (chunked, passing):
+        recorder = runner.recorder
+        if runner is passing:
+            runner = with_long(runner)
+        recorder.start()
+        with patch("kttrio.runner.passage._SHARE", 0.0):
+            num_tokens = run(runner, num_prompts=4)
+        found.append(recorder.dump())
+    counts = [read_counts(path).sum(0) for path in found]
+    assert torch.equal(*counts)
+    assert counts[0][1:].sum(1).tolist() == [num_tokens * passing._model.top_k] * 2
+    if mode == "per_token":
+        by_tokens = [choices_by_place(path) for path in found]
+        assert by_tokens[0] == by_tokens[1]
+    chunked.close()
+    passing.close()
+
+
+def choices_by_place(path):
+    """(token, position, experts in all layers), sorted: steps differ, what they choose does not."""
+    rows = []
+    for record in torch.load(path, weights_only=True)["records"]:
+        ids = record["topk_ids_of_layer"].transpose(0, 1).flatten(1).tolist()
+        rows += zip(record["input_ids"], record["positions"], ids, strict=True)
+        assert sum(record["extend_seq_lens"]) == len(ids)
+    return sorted(rows)
+
+
+def test_a_passage_counts_where_it_began_and_ended_while_recording(tmp_path):
+    runner = build("qwen3_next_chat", settings("stat", 100, tmp_path))
+    recorder, passing = runner.recorder, with_long(runner)
+    prompt = tuple(range(1, 31))
+    sampling = SamplingParams(1, seed=1, temperature=0.0)
+    long = Chunk(0, 0, prompt, tuple(range(8)), sampling, True, 30)
+    with patch("kttrio.runner.passage._ALONE", 0.0):
+        for commands in ({}, {0: "start"}, {3: "start"}, {0: "start", 3: "stop"}):
+            kept = passage_under(passing, recorder, long, commands)
+            assert kept == (commands == {0: "start"})
+        recorder.start()
+        passing.step(StepPlan((), long))
+        passing.step(StepPlan((long._replace(slot=1),)))  # which drops the one under way
+        assert recorder.num_kept == 1
+    runner.close()
+
+
+def passage_under(runner, recorder, long, commands) -> int:
+    """Steps that are kept of a passage with commands before its steps."""
+    recorder.stop()
+    for number in range(1000):
+        if number in commands:
+            getattr(recorder, commands[number])()
+        if runner.step(StepPlan((), long)).long is not None:
+            return recorder.num_kept
+    raise AssertionError("it never ends")
+
+
+def with_long(runner):
+    capacity = replace(runner.capacity, long_tokens=12, max_long_tokens=30)
+    return Runner(
+        runner._model,
+        runner._caches,
+        capacity=capacity,
+        device=torch.device("cpu"),
+        recorder=runner.recorder,
+    )
+
+
 def test_answers_do_not_change(tmp_path):
     def tokens(recording):
         runner = build("qwen3_next_chat", recording)
@@ -106,7 +194,7 @@ def test_answers_do_not_change(tmp_path):
         runner.close()
         return drawn
 
-    assert tokens(settings("per_token", -1, tmp_path)) == tokens(None)
+    assert tokens(settings("per_token", -1, tmp_path)) == tokens(settings(None))
 
 
 def test_without_a_mode_nothing_listens():

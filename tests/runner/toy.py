@@ -1,7 +1,8 @@
 """A model of arithmetic with real caches, and chunks for it: no weights, but every index counts.
 
-Its hidden row holds the sum of the sequence's tokens twice: once carried in the recurrent slot,
-once gathered from the pages. A wrong slot, page, offset, position or order changes the logits.
+Its hidden row holds the sum of the sequence's tokens twice: once carried in the recurrent slot of
+its first layer, once gathered from the pages of its second. A wrong slot, page, offset, position,
+order or number of MLPs changes the logits.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 
 from kttrio.layers.cache import AttentionCache, RecurrentCache
+from kttrio.layers.step import Step
+from kttrio.models.base import Activations
 from kttrio.plan import Capacity, Chunk
 from kttrio.request import SamplingParams
 from kttrio.runner.runner import Runner
@@ -49,6 +52,7 @@ class ToyModel:
 
     poison = VOCAB - 1
     broken = VOCAB - 2
+    num_layers = 2
 
     def __init__(self, slips: int = 3) -> None:
         self.closed = False
@@ -66,31 +70,65 @@ class ToyModel:
         ]
 
     def forward(self, batch, caches):
-        attention, recurrent, _ = caches
-        self.trails = []
+        step, hidden = Step(batch), self.embed(batch)
+        for layer in range(self.num_layers):
+            hidden = self.mix(layer, hidden, step, caches)
+            hidden[:, 2] += 1
+        return self.finish(hidden)
+
+    def embed(self, batch):
         if (batch.token_ids == self.poison).any():
             raise RuntimeError("poisoned")
         if not all(length == 1 for length in batch.lengths[: batch.num_decodes]):
             raise AssertionError("decodes come first")
-        attention.key.view(-1)[batch.kv_index] = batch.token_ids.float()
-        rows = []
+        tokens = batch.token_ids.float()
+        positions = batch.positions.float()
+        positions[batch.token_ids == self.broken] = torch.nan
+        return torch.stack([tokens, tokens, positions], dim=1)
+
+    def new_step(self, batch):
+        return Step(batch)
+
+    def mix(self, layer, hidden, step, caches):
+        return (self._carry, self._gather)[layer](hidden.clone(), step.batch, caches)
+
+    def _carry(self, hidden, batch, caches):
+        recurrent, self.trails = caches[1], []
         for i, (start, length) in enumerate(zip(batch.starts, batch.lengths, strict=True)):
             slot = batch.slots[i]
             state = recurrent.state[slot].sum() if start else torch.tensor(0.0)
             trail = []
             for row in range(batch.offsets[i], batch.offsets[i] + length):
-                position = int(batch.positions[row])
-                state = (state + batch.token_ids[row]) % VOCAB
-                pages = attention.key[batch.page_table[i]].flatten()
-                paged = pages[: position + 1].sum() % VOCAB
-                rows.append(torch.stack([state, paged, torch.tensor(float(position))]))
+                state = (state + hidden[row, 0]) % VOCAB
+                hidden[row, 0] = state
                 trail.append(state)
             if any(batch.num_drafts[i : i + 1]):
                 self.trails.append((slot, trail))
             else:
                 recurrent.state[slot] = state
-        hidden = torch.stack(rows)
-        return torch.where((batch.token_ids == self.broken)[:, None], torch.nan, hidden)
+        return hidden
+
+    def _gather(self, hidden, batch, caches):
+        attention = caches[0]
+        attention.key.view(-1)[batch.kv_index] = hidden[:, 1]
+        for i, length in enumerate(batch.lengths):
+            pages = attention.key[batch.page_table[i]].flatten()
+            for row in range(batch.offsets[i], batch.offsets[i] + length):
+                hidden[row, 1] = pages[: int(batch.positions[row]) + 1].sum() % VOCAB
+        return hidden
+
+    def feed(self, layer, rows, *, piece, carry=None):
+        assert rows.hidden.shape == rows.normed.shape == rows.out.shape
+        for part in rows.pieces(piece):
+            part.hidden[:, 2] += 1
+            yield
+
+    def finish(self, hidden):
+        broken = hidden[:, 2:].isnan()
+        return (hidden - torch.tensor([0, 0, self.num_layers])).masked_fill(broken, torch.nan)
+
+    def new_activations(self, num_tokens):
+        return Activations.new(num_tokens, 3, dtype=torch.float32, device=torch.device("cpu"))
 
     def settle(self, lengths, caches):
         assert len(lengths) == len(self.trails)

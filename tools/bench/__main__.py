@@ -16,6 +16,7 @@ BENCHES = {
     "front": "what the HTTP side and the engine cost, with a runner that only sleeps",
     "step": "one model's step alone and under the server",
     "drafts": "what a step with drafts costs, and how many must stand for it to pay",
+    "coverage": "what experts on a device serve, by strategy and budget",
 }
 
 

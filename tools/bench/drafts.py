@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kttrio.cli.flags import parse_flags
-from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, flag
+from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, RunnerConfig, flag
 from kttrio.plan import Chunk, ChunkResult, StepPlan, StepRunner
 from kttrio.request import SamplingParams
 from kttrio.runner.build import build_runner
@@ -174,7 +174,7 @@ def load(config: DraftsConfig, scratch: Path) -> StepRunner:
     experts = ExpertConfig(
         kt_method=config.method, kt_cache_dir=scratch / "cache", kt_cpuinfer=config.threads
     )
-    return build_runner(ModelConfig(model=directory), experts, engine)
+    return build_runner(RunnerConfig(ModelConfig(model=directory), experts, engine))
 
 
 def measure(sequences: Sequences, num_sequences: int, num_rounds: int) -> list[Cell]:

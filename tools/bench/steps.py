@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import trio
 
-from kttrio.config import EngineConfig, ServerConfig
+from kttrio.config import EngineConfig, RunnerConfig, ServerConfig
 from kttrio.plan import Capacity, Chunk, StepPlan, StepResult, StepRunner
 from kttrio.request import SamplingParams
 from kttrio.serve import MemoryLine, Parts, Settings, serve
@@ -159,7 +159,7 @@ async def run_served(
 
 def served_settings(num_streams: int) -> Settings:
     return Settings(
-        engine=EngineConfig(max_running_requests=num_streams),
+        RunnerConfig(engine=EngineConfig(max_running_requests=num_streams)),
         server=ServerConfig(port=0, log_level="warning"),
     )
 

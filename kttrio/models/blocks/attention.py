@@ -76,7 +76,8 @@ class AttentionSpec(AttentionShape):
         return Attention(self, dtype=dtype)
 
     def cache_shape(self, dtype: torch.dtype) -> CacheShape:
-        return CacheShape(2 * self.kv_heads * self.head_dim * dtype.itemsize, 0)
+        per_token = 2 * self.kv_heads * self.head_dim * dtype.itemsize
+        return CacheShape(per_token, 0, by_pages=True)
 
     def new_cache(self, room: Room) -> LayerCache:
         shape = (room.num_pages, room.page_size, self.kv_heads, self.head_dim)

@@ -25,7 +25,7 @@ from kttrio.layers.linear import Linear
 from kttrio.layers.norm import RMSNorm, one_plus
 from kttrio.layers.rotary import extended_length
 from kttrio.layers.step import Step
-from kttrio.models.base import CacheShape, CausalLM, ModelShape
+from kttrio.models.base import Activations, CacheShape, CausalLM, ModelShape
 from kttrio.models.blocks.contract import LayerSpec, Mixer, Recurrent, Room
 from kttrio.models.blocks.mtp import MTPSpec, PredictionLayer
 from kttrio.models.blocks.vision import VisionSpec
@@ -179,10 +179,32 @@ class Layer(nn.Module):
         self, hidden: Tensor, step: Step, cache: LayerCache, carry: Carry | None = None
     ) -> Tensor:
         """hidden and result [tokens, hidden]; see `MoEBlock.forward` for the carry."""
-        hidden = hidden + self.mixer(self.norm(hidden), step, cache)
+        hidden = self.mix(hidden, step, cache)
         x = self.mlp_norm(hidden)
-        out: Tensor = self.mlp(x, carry) if isinstance(self.mlp, MoEBlock) else self.mlp(x)
-        return hidden + out
+        if isinstance(self.mlp, MoEBlock):
+            return hidden + self.mlp.forward(x, carry, step.batch.live)
+        out: Tensor = hidden + self.mlp(x)
+        return out
+
+    def mix(self, hidden: Tensor, step: Step, cache: LayerCache) -> Tensor:
+        """The first half: mixer and residual."""
+        out: Tensor = hidden + self.mixer(self.norm(hidden), step, cache)
+        return out
+
+    def feed(self, rows: Activations, *, piece: int, carry: Carry | None = None) -> Iterator[None]:
+        """The second half, as `CausalLM.feed`."""
+        for part in rows.pieces(piece):
+            part.normed.copy_(self.mlp_norm(part.hidden))
+            yield
+        if isinstance(self.mlp, MoEBlock):
+            yield from self.mlp.stream(rows.normed, rows.out, piece=piece, carry=carry)
+        else:
+            for part in rows.pieces(piece):
+                part.out.copy_(self.mlp(part.normed))
+                yield
+        for part in rows.pieces(piece):
+            part.hidden.add_(part.out)
+            yield
 
 
 class Decoder(CausalLM):
@@ -206,19 +228,40 @@ class Decoder(CausalLM):
             self.vision = spec.vision.build(dtype)
 
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor:
-        step = Step(batch, self.backend)
-        hidden = self._embed(batch)
+        step = self.new_step(batch)
+        hidden = self.embed(batch)
         with Carry() as carry:
             for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
                 hidden = layer(hidden, step, cache, carry)
-        out: Tensor = self.norm(hidden)
-        return out
+        return self.finish(hidden)
 
-    def _embed(self, batch: Batch) -> Tensor:
+    def new_step(self, batch: Batch) -> Step:
+        return Step(batch, self.backend)
+
+    def embed(self, batch: Batch) -> Tensor:
         hidden: Tensor = self.embedding(batch.token_ids)
         if batch.images is not None:
             hidden = hidden.index_copy(0, batch.images.rows, batch.images.features)
         return hidden
+
+    def mix(self, layer: int, hidden: Tensor, step: Step, caches: list[LayerCache]) -> Tensor:
+        return self._layer(layer).mix(hidden, step, caches[layer])
+
+    def feed(
+        self, layer: int, rows: Activations, *, piece: int, carry: Carry | None = None
+    ) -> Iterator[None]:
+        return self._layer(layer).feed(rows, piece=piece, carry=carry)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.norm(hidden)
+        return out
+
+    def new_activations(self, num_tokens: int) -> Activations:
+        device = self.embedding.weight.device
+        return Activations.new(num_tokens, self.hidden_size, dtype=self.dtype, device=device)
+
+    def _layer(self, number: int) -> Layer:
+        return cast("Layer", self.layers[number])
 
     def settle(self, lengths: Tensor, caches: list[LayerCache]) -> None:
         for layer, cache in zip(self.layers, caches[: len(self.layers)], strict=True):
@@ -228,7 +271,8 @@ class Decoder(CausalLM):
     def draft(self, batch: Batch, hidden: Tensor, caches: list[LayerCache]) -> Tensor:
         if self.mtp is None:
             raise ValueError("this model was loaded without its prediction layer")
-        out: Tensor = self.mtp(self._embed(batch), hidden, Step(batch, self.backend), caches[-1])
+        step = self.new_step(batch)
+        out: Tensor = self.mtp(self.embed(batch), hidden, step, caches[-1])
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -241,13 +285,19 @@ class Decoder(CausalLM):
         mlps = enumerate(layer.mlp for layer in self.layers)
         return {number: mlp for number, mlp in mlps if isinstance(mlp, MoEBlock)}
 
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
     def cache_shape(self) -> CacheShape:
         shapes = [mixer.cache_shape(self.dtype) for mixer in self._mixers()]
+        gathering = [s for s in shapes if self.backend == "torch" or not s.by_pages]
         return CacheShape(
             bytes_per_token=sum(shape.bytes_per_token for shape in shapes),
             bytes_per_slot=sum(shape.bytes_per_slot for shape in shapes),
             bytes_per_draft=sum(shape.bytes_per_draft for shape in shapes),
-            bytes_gathered=max(shape.bytes_per_token for shape in shapes),
+            bytes_gathered=max((shape.bytes_per_token for shape in gathering), default=0),
+            bytes_chosen=max(shape.bytes_chosen for shape in shapes),
         )
 
     def new_caches(self, *, num_pages: int, page_size: int, num_slots: int) -> list[LayerCache]:

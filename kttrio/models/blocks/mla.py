@@ -95,8 +95,13 @@ class MLASpec:
         )
 
     def cache_shape(self, dtype: torch.dtype) -> CacheShape:
-        index_dim = self.indexer.head_dim if self.indexer else 0
-        return CacheShape((self.shape.kept + index_dim) * dtype.itemsize, 0)
+        if self.indexer is None:
+            return CacheShape(self.shape.kept * dtype.itemsize, 0)
+        return CacheShape(
+            bytes_per_token=(self.shape.kept + self.indexer.head_dim) * dtype.itemsize,
+            bytes_per_slot=0,
+            bytes_chosen=self.indexer.top_k * torch.int32.itemsize,
+        )
 
     def new_cache(self, room: Room) -> LatentCache:
         def pages(size: int) -> Tensor:

@@ -70,6 +70,11 @@ class Ring:
         """Experts that were prefetched for nothing."""
 
     @property
+    def batch(self) -> int:
+        """Experts that are unpacked and copied at once."""
+        return self._feeders.batch
+
+    @property
     def sent_bytes(self) -> int:
         return self.num_sent * self.slots.shape.nbytes
 
@@ -142,8 +147,8 @@ class Ring:
 
     def _parts(self, half: _Half, experts: list[int]) -> Iterator[dict[int, int]]:
         """Slots by expert, for each of the feeders' batches."""
-        for at in range(0, len(experts), self._feeders.batch):
-            yield dict(zip(experts[at : at + self._feeders.batch], half.room[at:], strict=False))
+        for at in range(0, len(experts), self.batch):
+            yield dict(zip(experts[at : at + self.batch], half.room[at:], strict=False))
 
     def _load(
         self, layer: native.ExpertLayer, slots: dict[int, int], *, free: Event | None

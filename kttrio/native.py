@@ -435,7 +435,10 @@ class ExpertLayer(_Owner):
         up_scale: Tensor | None = None,
         down_scale: Tensor | None = None,
     ) -> None:
-        """Fill the tensors with an expert that is set, bit for bit as `set_expert` took them."""
+        """Fill the tensors with an expert that is set, bit for bit as `set_expert` took them.
+
+        On the calling thread alone, beside forwards and beside other threads that do the same.
+        """
         matrices, scales = (gate, up, down), (gate_scale, up_scale, down_scale)
         block = self._expert(matrices, scales)
         _call("ktt_layer_get_expert", self.handle, _int32("expert", expert), ctypes.byref(block))

@@ -61,9 +61,8 @@ class Sides:
     def measure(self, layers: Sequence[native.ExpertLayer], dtype: torch.dtype) -> None:
         """What experts cost on each side, so that calls can be split: see costs.py."""
         for layer, residency in zip(layers, self.residencies, strict=True):
-            experts = torch.nonzero(~residency.mask).flatten().tolist()
-            if self.ring is not None and experts:
-                self.ring.rates = measure(self.ring, layer, experts, dtype=dtype)
+            if self.ring is not None and residency.absent:
+                self.ring.rates = measure(self.ring, layer, residency.absent, dtype=dtype)
                 return
 
     def take(self, layer: int, expert: int, matrices: Matrices) -> bool:

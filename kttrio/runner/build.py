@@ -52,8 +52,13 @@ def build_runner(
     return load_runner(start, progress)
 
 
-def load_runner(start: Start, progress: Progress | None) -> Runner:
-    """What the plan says, allocated and touched."""
+def load_runner(
+    start: Start,
+    progress: Progress | None,
+    *,
+    load: Callable[..., base.CausalLM] = loading.load_model,
+) -> Runner:
+    """What the plan says, allocated and touched. `load` takes what `load_model` does."""
     plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
     placement = start.config.placement
     counts = recorded_counts(placement, grid)
@@ -62,7 +67,7 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
         counts = state.read()
     device = open_device(start.machine.kind) if start.needs.portion else None
     with ExitStack() as undo:
-        loaded = loading.load_model(
+        loaded = load(
             start.directory,
             dtype=start.dtype,
             experts=start.config.experts,

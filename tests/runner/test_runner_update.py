@@ -218,7 +218,7 @@ def test_captured_steps_count_and_follow_the_tables(seed, tmp_path):
 
         with (
             patch.object(runner, "step", counted),
-            patch.object(runner._graphs, "forward", wraps=runner._graphs.forward) as captured,
+            patch.object(runner.graphs, "forward", wraps=runner.graphs.forward) as captured,
         ):
             assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
         assert captured.call_count > 10

@@ -102,6 +102,7 @@ Build = Callable[[Settings, Face], Parts]
 def build_parts(settings: Settings, face: Face) -> Parts:
     """Load the checkpoint: the text side first, because its errors come at once. Blocking."""
     # Here and not above: they import torch, seconds that a mistyped flag should not take.
+    from kttrio.experts.selfcheck import ExpertsDiffer
     from kttrio.models.base import read_blueprint
     from kttrio.runner.build import build_runner
     from kttrio.runner.memory import MemoryPlan, format_bytes
@@ -121,6 +122,8 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
     except NativeError as error:
         raise ConfigError(str(error)) from error
+    except ExpertsDiffer as error:
+        raise ServerFailed(str(error)) from error
     facts = {"path": str(settings.directory), **model.facts, **runner.facts}
     return Parts(runner, model, facts, recording=runner.recorder, placement=runner.updater)
 

@@ -174,10 +174,12 @@ class HostSide:
 
     def _new_job(self, place: int, num_tokens: int, count: Tensor | None = None) -> native.Job:
         lane, errand = self._lane, self._lane.errands[place]
-        return self._layer.job(
+        make = partial(
+            self._layer.job,
             lane.x[:num_tokens],
             errand.ids[:num_tokens],
             lane.weights[:num_tokens],
             errand.out[:num_tokens],
             num_tokens=count,
         )
+        return self._handoff.device.new_job(make)

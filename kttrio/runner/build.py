@@ -52,8 +52,13 @@ def build_runner(
     return load_runner(start, progress)
 
 
-def load_runner(start: Start, progress: Progress | None) -> Runner:
-    """What the plan says, allocated and touched."""
+def load_runner(
+    start: Start,
+    progress: Progress | None,
+    *,
+    load: Callable[..., base.CausalLM] = loading.load_model,
+) -> Runner:
+    """What the plan says, allocated and touched. `load` takes what `load_model` does."""
     plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
     placement = start.config.placement
     counts = recorded_counts(placement, grid)
@@ -62,7 +67,7 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
         counts = state.read()
     device = open_device(start.machine.kind) if start.needs.portion else None
     with ExitStack() as undo:
-        loaded = loading.load_model(
+        loaded = load(
             start.directory,
             dtype=start.dtype,
             experts=start.config.experts,
@@ -80,6 +85,8 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             num_slots=plan.num_slots + spare,
         )
         _touch(caches)
+        # Before steps are captured: counting who is chosen must be part of them.
+        updater = None if state is None else new_updater(start.config, loaded, counts, state)
         runner = Runner(
             loaded,
             caches,
@@ -89,7 +96,7 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             recorder=None if recorded is None else new_recorder(recorded, loaded),
             seam=device,
             graphs=None if device is None else _capture(loaded, caches, plan, device),
-            updater=None if state is None else new_updater(start.config, loaded, counts, state),
+            updater=updater,
             facts=_facts(loaded, start),
         )
         undo.pop_all()

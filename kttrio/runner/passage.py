@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # worst, but for what one unit takes longer; and the prompt has half of all the time.
 _SHARE = 1.0
 _ALONE = 0.05  # seconds, where there is no step: so long may newcomers and aborts have to wait
+_MOST_TOKENS = 2048  # of a piece: matrix products are at their best by then, and a unit stays short
 _INDEX_BYTES = 64  # of a token: its id, its positions, its place in the cache
 
 
@@ -95,7 +96,8 @@ class Passages:
     ) -> None:
         """Allocates the rows of the longest."""
         self._model, self._caches, self._parts = model, caches, parts
-        self._piece, self._page_size = capacity.max_step_tokens, capacity.page_size
+        self._piece = min(capacity.max_step_tokens, _MOST_TOKENS)
+        self._page_size = capacity.page_size
         self._room = model.new_activations(capacity.max_long_tokens)
         self._chunk: Chunk | None = None
         self._units: Generator[ChunkResult | None] | None = None

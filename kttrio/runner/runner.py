@@ -71,7 +71,9 @@ class Runner:
         self.updater = updater
         """Of the experts on the device; None: they stay there."""
         self._model = model
-        self._caches, self._graphs, self._seam = caches, graphs, seam
+        self._caches, self._seam = caches, seam
+        self.graphs = graphs
+        """None: all steps are plain."""
         self._capacity = capacity
         self._builder = StepBuilder(page_size=capacity.page_size, device=device)
         self._eyes = Eyes(tower, device=device)
@@ -116,7 +118,7 @@ class Runner:
             self._passages.drop()
         if self.updater is not None:
             self.updater.close()
-        self._graphs = None
+        self.graphs = None
         self._caches.clear()
         self._model.close()
 
@@ -143,7 +145,7 @@ class Runner:
     def _forward(self, batch: Batch) -> Tensor:
         """By a graph where there is one, and nobody wants to hear of the experts."""
         is_heard = self.recorder is not None and self.recorder.is_on
-        hidden = None if self._graphs is None or is_heard else self._graphs.forward(batch)
+        hidden = None if self.graphs is None or is_heard else self.graphs.forward(batch)
         return self._model.forward(batch, self._caches) if hidden is None else hidden
 
     def _check_jobs(self) -> None:

@@ -157,14 +157,14 @@ def check_equal(found, expected):
 def test_captured_steps_answer_as_plain_ones(built):
     expected, num_decodes = answer(built.runner(with_graphs=False))
     runner = built.runner(with_graphs=True)
-    replays, real = [], runner._graphs.forward
+    replays, real = [], runner.graphs.forward
 
     def counted(batch):
         hidden = real(batch)
         replays.append(hidden is not None)
         return hidden
 
-    with patch.object(runner._graphs, "forward", counted):
+    with patch.object(runner.graphs, "forward", counted):
         found, _ = answer(runner)
     check_equal(found, expected)
     assert sum(replays) == num_decodes > 10
@@ -198,7 +198,7 @@ def test_padding_goes_to_no_expert(one):
 
 
 def test_other_batches_have_no_graph(one):
-    graphs = one.runner(with_graphs=True)._graphs
+    graphs = one.runner(with_graphs=True).graphs
     plain = graphs._inputs.batch(4)
     assert graphs._size(plain) == 4
     assert graphs._size(replace(graphs._inputs.batch(5 - 1), num_decodes=3)) is None
@@ -214,8 +214,8 @@ def test_a_step_that_is_heard_is_not_replayed(one):
 
     runner = one.runner(with_graphs=True)
     runner.recorder = Ear()
-    with patch.object(runner._graphs, "forward") as forward:
-        runner._forward(runner._graphs._inputs.batch(1))
+    with patch.object(runner.graphs, "forward") as forward:
+        runner._forward(runner.graphs._inputs.batch(1))
     forward.assert_not_called()
 
 

@@ -23,7 +23,7 @@ from kttrio.layers.triton.softmax import (
     num_splits,
     share_of,
 )
-from kttrio.layers.triton.tiles import head_width, keys_per_block, padded
+from kttrio.layers.triton.tiles import keys_per_block, padded
 
 
 def decode(query: Tensor, cache: AttentionCache, tables: Tables) -> Tensor:
@@ -32,7 +32,7 @@ def decode(query: Tensor, cache: AttentionCache, tables: Tables) -> Tensor:
     kv_heads = cache.key.shape[2]
     pages, positions, page_size = tables
     splits = num_splits(pages.shape[1] * page_size, n * kv_heads, query.device)
-    out = query.new_empty(query.shape)
+    width, out = padded(head_dim), query.new_empty(query.shape)
     partials = Partials.like(out, splits)
     _decode[(n, kv_heads, splits)](
         query, cache.key, cache.value, pages, positions, out, *partials,
@@ -44,8 +44,8 @@ def decode(query: Tensor, cache: AttentionCache, tables: Tables) -> Tensor:
         HEAD_DIM=head_dim,
         NUM_SPLITS=splits,
         ROWS=padded(heads // kv_heads),
-        WIDTH=head_width(head_dim),
-        KEYS=keys_per_block(head_width(head_dim), query.dtype),
+        WIDTH=width,
+        KEYS=keys_per_block(width, query.dtype),
         DOT=dot_dtype(query),
         num_warps=4,
         num_stages=2,

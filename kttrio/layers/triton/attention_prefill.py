@@ -14,9 +14,7 @@ from kttrio.layers.cache import AttentionCache
 from kttrio.layers.paged import Chunks
 from kttrio.layers.triton.products import dot_dtype
 from kttrio.layers.triton.softmax import LOG2_E, add_keys, begin, leave
-from kttrio.layers.triton.tiles import head_width, keys_per_block
-
-_ROWS = 64  # queries times heads of a program
+from kttrio.layers.triton.tiles import keys_per_block, padded, query_rows
 
 
 def prefill(query: Tensor, cache: AttentionCache, chunks: Chunks) -> Tensor:
@@ -24,9 +22,9 @@ def prefill(query: Tensor, cache: AttentionCache, chunks: Chunks) -> Tensor:
     _, heads, head_dim = query.shape
     kv_heads = cache.key.shape[2]
     spaced = triton.next_power_of_2(heads // kv_heads)
-    rows = max(_ROWS, spaced)
+    width, out = padded(head_dim), query.new_empty(query.shape)
+    rows = query_rows(width, query.dtype, least=spaced)
     num_blocks = triton.cdiv(chunks.longest, rows // spaced)
-    out = query.new_empty(query.shape)
     _prefill[(num_blocks, kv_heads, len(chunks.starts))](
         query, cache.key, cache.value, chunks.pages, chunks.starts, chunks.offsets, out,
         chunks.pages.stride(0),
@@ -37,8 +35,8 @@ def prefill(query: Tensor, cache: AttentionCache, chunks: Chunks) -> Tensor:
         SPACED=spaced,
         HEAD_DIM=head_dim,
         ROWS=rows,
-        WIDTH=head_width(head_dim),
-        KEYS=keys_per_block(head_width(head_dim), query.dtype),
+        WIDTH=width,
+        KEYS=keys_per_block(width, query.dtype),
         DOT=dot_dtype(query),
         num_warps=4,
         num_stages=2,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -43,16 +42,12 @@ def plan_launch(query: Tensor, latents: Latents, num_keys: int) -> Launch:
         "ROWS": LEAST_ROWS,
         "WIDTH": padded(latents.size),
         "ROPE_WIDTH": padded(kept - latents.size),
-        "KEYS": _keys(padded(latents.size), query.dtype),
+        # What is key and value in one leaves room for twice as many.
+        "KEYS": keys_per_block(padded(latents.size) // 2, query.dtype),
         "DOT": dot_dtype(query),
     }
     grid = (n, num_blocks, splits)
     return Launch(grid, out, Partials.like(out, splits), latents.scale * LOG2_E, constants)
-
-
-def _keys(width: int, dtype: torch.dtype) -> int:
-    """Twice as many as of keys and values apart: with DeepSeek's 512 numbers in bfloat16, 32."""
-    return min(2 * keys_per_block(width, dtype), 64)
 
 
 @triton.jit

@@ -6,8 +6,10 @@ cache, and hands their copy to a stream of its own. Who computes them is not kno
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from queue import SimpleQueue
 from threading import Lock
 from typing import NamedTuple
@@ -21,8 +23,9 @@ from kttrio.experts.source import Matrices
 
 _MOST_FEEDERS = 8
 _THREADS_PER_FEEDER = 8  # of the pool, which decodes meanwhile
+_NAP = 50e-6  # seconds: less than a copy takes
 _STAGINGS_PER_FEEDER = 2  # one is filled while the other is copied
-_STAGING_BYTES = 4 * 2**20  # makes Python's share small, and still fits the cache
+_STAGING_BYTES = 8 * 2**20  # all of them fit a large cache, and Python's share is small
 
 
 def num_feeders(pool_threads: int) -> int:
@@ -71,6 +74,7 @@ class Feeders:
         self._stagings: SimpleQueue[_Staging] = SimpleQueue()  # the one longest out of use first
         for _ in range(_STAGINGS_PER_FEEDER * count):
             self._stagings.put(_Staging(slots.shape, self.batch, device))
+        self._rooms: dict[tuple[int, int], Matrices] = {}
         self._copies = device.open_stream("experts")
         self._handing = Lock()  # a stream is handed work by one thread at a time
 
@@ -99,14 +103,19 @@ class Feeders:
     def _copy(self, staging: _Staging, load: Load) -> Event:
         if load.free is not None:
             self._copies.wait(load.free)
-        end = load.first_slot + len(load.experts)
-        target = self.slots.stacks.map(lambda stack: stack[load.first_slot : end])
-        source = staging.stacks.map(lambda stack: stack[: len(load.experts)])
+        num_experts = len(load.experts)
+        target = self._room(load.first_slot, load.first_slot + num_experts)
         try:
-            self._copies.run(partial(target.copy_, source))
+            self._copies.run(partial(target.copy_, staging.first(num_experts)))
         finally:  # some of it may be under way even then
             staging.copied = self._copies.record()
         return staging.copied
+
+    def _room(self, begin: int, end: int) -> Matrices:
+        """Some slots; views are kept, for making them takes as long as a small copy."""
+        if (begin, end) not in self._rooms:
+            self._rooms[begin, end] = self.slots.stacks.map(itemgetter(slice(begin, end)))
+        return self._rooms[begin, end]
 
 
 class _Staging:
@@ -116,19 +125,25 @@ class _Staging:
         def room(tensor: torch.Tensor) -> torch.Tensor:
             return device.pinned(batch, *tensor.shape, dtype=tensor.dtype)
 
-        self.stacks = shape.outline().map(room)
+        stacks = shape.outline().map(room)
+        numbers = range(batch)
+        self._experts = [stacks.map(itemgetter(at)) for at in numbers]
+        self._firsts = [stacks.map(itemgetter(slice(at + 1))) for at in numbers]
         self.copied: Event | None = None
-        self._experts = [self._expert(index) for index in range(batch)]
 
     def wait(self) -> None:
-        """Until what was in it has been copied."""
+        """Until what was in it has been copied; asleep, for the cores belong to the pool."""
         copied, self.copied = self.copied, None
-        if copied is not None:
-            copied.synchronize()
+        if copied is None:
+            return
+        while not copied.is_done:
+            time.sleep(_NAP)
+        copied.synchronize()  # raises what went wrong
 
     def unpack(self, load: Load) -> None:
         for room, expert in zip(self._experts, load.experts, strict=False):
             room.unpack_from(load.layer, expert)
 
-    def _expert(self, index: int) -> Matrices:
-        return self.stacks.map(lambda stack: stack[index])
+    def first(self, num_experts: int) -> Matrices:
+        """What `unpack` fills for so many, one at least."""
+        return self._firsts[num_experts - 1]

@@ -29,6 +29,16 @@ class DeviceSide:
 
     def __init__(self, residency: Residency, slots: ExpertSlots, device: Device) -> None:
         self.residency, self._slots, self._device = residency, slots, device
+        self.served = torch.zeros(1, dtype=torch.int64, device=device.where)
+        """Choices that were served here, since the start; on the device."""
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots of choices, -1 where they are on the host, and the others' ids, -1 where they
+        are here: ids and both [tokens, top_k] int32."""
+        slots = self.residency.slots(ids)
+        is_here = slots != NOWHERE
+        self.served.add_(is_here.sum())
+        return slots, ids.masked_fill(is_here, NOWHERE)
 
     def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
@@ -170,8 +180,7 @@ class HybridExperts:
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids
         if self._device is not None:
-            slots = self._device.residency.slots(routing.ids)
-            host = host.masked_fill(slots != NOWHERE, NOWHERE)
+            slots, host = self._device.split(routing.ids)
         if not num_deferred:
             return Split(slots, (host,))
         late = _least(routing.weights, num_deferred)

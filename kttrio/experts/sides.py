@@ -42,6 +42,7 @@ class Sides:
             shape = common_shape(division, plan, maps)
             self.slots = ExpertSlots(shape, division.num_slots, device=where)
         self.residencies = [Residency(weights.num_experts, device=where) for weights in maps]
+        self.device_sides: list[DeviceSide] = []
         self.handoff = Handoff(handoff, division.device)
         self.ring = self._open_ring(maps, pool_threads)
         self._ring_sides: list[RingSide] = []
@@ -98,7 +99,9 @@ class Sides:
         changes = division.num_spare_slots > 0 and layer < len(division.mask)
         if self.slots is None or not (changes or residency.num_resident):
             return None
-        return DeviceSide(residency, self.slots, division.device)
+        side = DeviceSide(residency, self.slots, division.device)
+        self.device_sides.append(side)
+        return side
 
     def _ring_side(self, layer: int, host: native.ExpertLayer) -> RingSide | None:
         if self.ring is None or layer >= len(self.division.mask):

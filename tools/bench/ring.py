@@ -94,10 +94,11 @@ def measure_shape(config: RingConfig, device: Device, name: str, form: str) -> P
         )
         feeders = Feeders(
             ExpertSlots(shape, config.slots, device=device.where),
+            range(config.slots),
             device,
             pool_threads=pool.num_threads,
         )
-        ring = Ring(feeders, range(config.slots), num_experts=layer_shape.num_experts)
+        ring = Ring(feeders, num_experts=layer_shape.num_experts)
         try:
             return measure_passage(
                 ring,

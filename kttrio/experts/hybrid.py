@@ -191,6 +191,8 @@ def _least(weights: Tensor, number: int) -> Tensor:
 def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     """A new tensor: what is added up, in float32, from the first to the last."""
     first, *others = parts
+    if [part.dtype for part in parts] == [dtype, dtype]:  # torch does the same in one operation
+        return torch.add(*parts)
     total = first.to(torch.float32, copy=True)
     for part in others:
         total.add_(part)

@@ -128,14 +128,14 @@ class Runner:
             step = self._eyes.look(self._builder.build(plan))
             with self._recorded(step.batch):
                 found = self._conclude(step, self._forward(step.batch))
-            self._check_jobs()
         except Exception:
             self._drop()
             raise
         return tuple(found[place] for place in np.argsort(step.order).tolist())
 
     def _drop(self) -> None:
-        """What a failed step leaves under way; what else fails of it has been told enough."""
+        """What a failed step or passage leaves under way; what else fails of it has been told
+        enough."""
         if self._passages is not None:
             self._passages.drop()
         if self._seam is not None:
@@ -148,26 +148,24 @@ class Runner:
         hidden = None if self.graphs is None or is_heard else self.graphs.forward(batch)
         return self._model.forward(batch, self._caches) if hidden is None else hidden
 
-    def _check_jobs(self) -> None:
-        """What the host's experts computed is in the results, so an error of theirs is, too."""
-        if self._seam is not None:
-            self._seam.check_jobs()
-
     def _conclude(self, step: StepTensors, hidden: Tensor) -> list[ChunkResult]:
-        """From the model's rows to results, in the order of the step."""
+        """From the model's rows to results, in the order of the step; of a long prompt's piece,
+        too."""
         found = self._evaluator.evaluate(step, hidden)
         if step.batch.num_drafts:
             self._settle(step, found)
         if self._drafter is not None:
             found = self._drafter.draft(step, hidden, found, self._caches)
+        if self._seam is not None:
+            self._seam.check_jobs()  # what the host's experts computed is in the results
         return found
 
     def _pass_on(self, plan: StepPlan, *, seconds: float) -> ChunkResult | None:
         if self._passages is None:
             return None
         result = self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
-        if result is not None:
-            self._check_jobs()
+        if result is not None and result.error is not None:
+            self._drop()
         return result
 
     def _recorded(self, batch: Batch) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from kttrio.experts.slots import ExpertSlots, Residency, SlotShape
 from kttrio.experts.source import Matrices
 from kttrio.weights.formats import base as formats
 from kttrio.weights.quantize import Target
+from tests.device.shuffled import ShuffledDevice
 from tests.reference import TorchExperts
 
 EXPERTS, HIDDEN, INNER, TOP_K, MOST_TOKENS = 8, 64, 96, 4, 160
@@ -241,3 +242,53 @@ def test_the_shape_knows_what_is_allocated(defers, dtype):
         host += sum(errand.ids.nbytes + errand.out.nbytes for errand in lane.errands)
         device += sum(errand.back.nbytes for errand in lane.errands)
     assert (shape.host_bytes, shape.device_bytes) == (host, device)
+
+
+@pytest.mark.parametrize("first_seed", range(0, 200, 50))
+def test_whatever_the_streams_leave_open_results_are_the_same(first_seed):
+    """Layers one after the other, as in steps; a job may run as late as its result is needed."""
+    homes = [(1, 2), (), (0, 3, 4, 5), (6,)]
+    inputs = [[some_input(n, seed=n + place) for place in range(4)] for n in (3, 1, 3)]
+    expected = None
+    for seed in range(first_seed, first_seed + 50):
+        device = ShuffledDevice(seed)
+        divider = Divider(defers=True, device=device)
+        sides = [divider.layer(home, num_deferred=2 * (home != (6,))) for home in homes]
+        found = []
+        with device.stirred():
+            for step in inputs:
+                with Carry() as carry:
+                    for side, (x, routing) in zip(sides, step, strict=True):
+                        found.append(side.hybrid.forward(x, routing, x.square, carry))
+        device.synchronize()
+        expected = expected or [one.clone() for one in found]
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other), f"seed {seed}"
+        divider.pool.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_fails_under_way_leaves_the_streams_in_order(seed):
+    """Whatever was still under way when the step failed, the next one finds buffers and jobs."""
+    device = ShuffledDevice(seed)
+    divider = Divider(defers=True, device=device)
+    sides = [divider.layer(home, num_deferred=1) for home in ((0, 5), (1,))]
+    inputs = [some_input(5, seed=place) for place in range(2)]
+
+    def fail():
+        raise ArithmeticError("of the shared expert")
+
+    def step(beside):
+        with Carry() as carry:
+            return [
+                side.hybrid.forward(x, routing, beside, carry)
+                for side, (x, routing) in zip(sides, inputs, strict=True)
+            ]
+
+    before = step(None)
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            step(fail)
+    for one, other in zip(step(None), before, strict=True):
+        assert torch.equal(one, other)
+    divider.pool.close()

@@ -229,7 +229,7 @@ def test_text_after_images_stands_where_they_end():
     with torch.inference_mode():
         for runner in runners:
             remember_something(runner._caches)
-        found = runners[0]._graphs.forward(lagging)
+        found = runners[0].graphs.forward(lagging)
         expected = built.model.forward(lagging, runners[1]._caches)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         other = built.model.forward(text, runners[2]._caches)

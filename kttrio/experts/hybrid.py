@@ -77,7 +77,9 @@ class HybridExperts:
     the host's part and what was deferred are then added in float32, in this order, and the sum is
     rounded once. In float32 only the order of additions differs.
 
-    A token's result depends neither on the others nor on how a prompt is cut.
+    Without a ring a token's result depends neither on the others nor on how a prompt is cut. With
+    one, the tokens of a call decide together which of the host's experts come to the device for it:
+    these are then rounded as the device's are.
     """
 
     def __init__(

@@ -23,9 +23,10 @@ from kttrio.experts.source import Matrices
 
 _MOST_FEEDERS = 8
 _THREADS_PER_FEEDER = 8  # of the pool, which decodes meanwhile
-_NAP = 50e-6  # seconds: less than a copy takes
-_STAGINGS_PER_FEEDER = 2  # one is filled while the other is copied
+_BEING_COPIED = 2  # stagings, while each feeder fills another
 _STAGING_BYTES = 8 * 2**20  # all of them fit a large cache, and Python's share is small
+_LEAST_LOADS = 4  # that a half of the ring is filled with: several at a time
+_NAP = 50e-6  # seconds: less than a copy takes
 
 
 def num_feeders(pool_threads: int) -> int:
@@ -33,15 +34,15 @@ def num_feeders(pool_threads: int) -> int:
     return max(2, min(_MOST_FEEDERS, pool_threads // _THREADS_PER_FEEDER))
 
 
-def batch_size(shape: SlotShape) -> int:
-    """Experts that are unpacked and copied at once."""
-    return max(1, _STAGING_BYTES // shape.nbytes)
+def batch_size(expert_bytes: int, num_slots: int) -> int:
+    """Experts of a ring of so many slots that are unpacked and copied at once."""
+    return max(1, min(_STAGING_BYTES // expert_bytes, num_slots // 2 // _LEAST_LOADS))
 
 
-def staging_bytes(shape: SlotShape, pool_threads: int) -> int:
-    """Pinned memory that `Feeders` take."""
-    num_stagings = _STAGINGS_PER_FEEDER * num_feeders(pool_threads)
-    return num_stagings * batch_size(shape) * shape.nbytes
+def most_staging_bytes(expert_bytes: int, num_slots: int) -> int:
+    """Pinned memory that the feeders of such a ring take, however many threads there are."""
+    num_stagings = _MOST_FEEDERS + _BEING_COPIED
+    return num_stagings * batch_size(expert_bytes, num_slots) * expert_bytes
 
 
 class Load(NamedTuple):
@@ -57,22 +58,25 @@ class Load(NamedTuple):
 class Feeders:
     """Fill slots, in the order in which they are told to as far as they get on alike.
 
-    `threads` runs what they do, and ends with them; default: threads of their own.
+    `room` are the slots that they ever fill. `threads` runs what they do, and ends with them;
+    default: threads of their own.
     """
 
     def __init__(
         self,
         slots: ExpertSlots,
+        room: range,
         device: Device,
         *,
         pool_threads: int,
         threads: Executor | None = None,
     ) -> None:
         count = num_feeders(pool_threads)
-        self.slots, self.device, self.batch = slots, device, batch_size(slots.shape)
+        self.slots, self.room, self.device = slots, room, device
+        self.batch = batch_size(slots.shape.nbytes, len(room))
         self._threads = threads or ThreadPoolExecutor(count, thread_name_prefix="feeder")
         self._stagings: SimpleQueue[_Staging] = SimpleQueue()  # the one longest out of use first
-        for _ in range(_STAGINGS_PER_FEEDER * count):
+        for _ in range(count + _BEING_COPIED):
             self._stagings.put(_Staging(slots.shape, self.batch, device))
         self._rooms: dict[tuple[int, int], Matrices] = {}
         self._copies = device.open_stream("experts")

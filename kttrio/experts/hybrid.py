@@ -29,6 +29,16 @@ class DeviceSide:
 
     def __init__(self, residency: Residency, slots: ExpertSlots, device: Device) -> None:
         self.residency, self._slots, self._device = residency, slots, device
+        self.served = torch.zeros(1, dtype=torch.int64, device=device.where)
+        """Choices that were served here, since the start; on the device."""
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots of choices, -1 where they are on the host, and the others' ids, -1 where they
+        are here: ids and both [tokens, top_k] int32."""
+        slots = self.residency.slots(ids)
+        is_here = slots != NOWHERE
+        self.served.add_(is_here.sum())
+        return slots, ids.masked_fill(is_here, NOWHERE)
 
     def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
@@ -67,7 +77,9 @@ class HybridExperts:
     what was deferred and the host's part are then added in float32, in this order, and the sum is
     rounded once. In float32 only the order of additions differs.
 
-    But for such rounding a token's result depends neither on others nor on how a prompt is cut.
+    Without a ring a token's result depends neither on the others nor on how a prompt is cut. With
+    one, the tokens of a call decide together which of the host's experts come to the device for it:
+    these are then rounded as the device's are.
     """
 
     def __init__(
@@ -181,8 +193,7 @@ class HybridExperts:
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids
         if self._device is not None:
-            slots = self._device.residency.slots(routing.ids)
-            host = host.masked_fill(slots != NOWHERE, NOWHERE)
+            slots, host = self._device.split(routing.ids)
         if not num_deferred:
             return Split(slots, (host,))
         late = _least(routing.weights, num_deferred)

@@ -89,22 +89,31 @@ class Sides:
 
     def join(self, layer: int, host: native.ExpertLayer) -> HybridExperts:
         """A layer whose experts are all where they belong."""
-        lanes = self.handoff.lanes
         return HybridExperts(
-            HostSide(host, self.handoff, lanes[layer % len(lanes)]),
+            self._host_side(layer, host),
             self._device_side(layer),
             self._ring_side(layer, host),
+            max_tokens=self.handoff.shape.max_tokens,
             num_deferred=self.division.num_deferred(layer),
         )
 
-    def _device_side(self, layer: int) -> DeviceSide | None:
-        residency, division = self.residencies[layer], self.division
-        changes = division.num_spare_slots > 0 and layer < len(division.mask)
-        if self.slots is None or not (changes or residency.num_resident):
+    def _host_side(self, layer: int, host: native.ExpertLayer) -> HostSide | None:
+        if not (self._changes(layer) or self.residencies[layer].absent):
             return None
-        side = DeviceSide(residency, self.slots, division.device)
+        lanes = self.handoff.lanes
+        return HostSide(host, self.handoff, lanes[layer % len(lanes)])
+
+    def _device_side(self, layer: int) -> DeviceSide | None:
+        residency = self.residencies[layer]
+        if self.slots is None or not (self._changes(layer) or residency.num_resident):
+            return None
+        side = DeviceSide(residency, self.slots, self.division.device)
         self.device_sides.append(side)
         return side
+
+    def _changes(self, layer: int) -> bool:
+        """Its experts may come to live elsewhere."""
+        return self.division.num_spare_slots > 0 and layer < len(self.division.mask)
 
     def _ring_side(self, layer: int, host: native.ExpertLayer) -> RingSide | None:
         if self.ring is None or layer >= len(self.division.mask):

@@ -62,9 +62,8 @@ class Sides:
 
     def measure(self, layers: Sequence[native.ExpertLayer], dtype: torch.dtype) -> None:
         """What experts cost on each side, so that calls can be split: see costs.py."""
-        for layer, residency in zip(
-            layers[: len(self.division.mask)], self.residencies, strict=False
-        ):
+        divided = layers[: len(self.division.mask)]
+        for layer, residency in zip(divided, self.residencies, strict=False):
             if self.ring is not None and residency.absent:
                 self.ring.rates = measure(self.ring, layer, residency.absent, dtype=dtype)
                 return

@@ -169,6 +169,7 @@ def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
         "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
+        **model.bank.facts,
         **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
         **({"recording": describe(recorded)} if recorded is not None else {}),
     }

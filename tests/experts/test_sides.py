@@ -95,9 +95,22 @@ def test_free_slots_are_taken_with_the_others():
     model.close()
 
 
+def test_what_experts_cost_is_measured_where_some_may_pass_and_told():
+    for share, num_ring_slots in ((0.5, 4), (0.5, 0), (1, 4)):
+        model = load_divided(PLAIN, divide(PLAIN, share, num_ring_slots=num_ring_slots))
+        ring, facts = model.bank.sides.ring, model.bank.facts
+        if share < 1 and num_ring_slots:
+            assert ring.rates.send_expert > 0
+            assert facts["expert ring"].startswith("4 slots; an expert of ")
+        else:
+            assert facts == {}
+        model.close()
+
+
 def test_without_a_division_nothing_is_divided():
     model = load_divided(PLAIN, None)
     assert model.bank.sides is None
+    assert model.bank.facts == {}
     assert not any(isinstance(layer, HybridExperts) for layer in model.bank.layers)
     model.close()
 

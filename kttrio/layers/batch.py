@@ -36,8 +36,8 @@ class Batch:
     page_size: int  # tokens per page
     num_decodes: int  # sequences of length 1 at the front (new ones of length 1 count too)
     num_drafts: tuple[int, ...] = ()  # of each sequence, at its end; (): there are none
-    rope_positions: Tensor | None = None  # [3, tokens] int64: time, row and column; None: no
-    # sequence has an image, and all three are `positions`
+    rope_positions: Tensor | None = None  # [3, tokens] int64: time, row and column, or [tokens]
+    # where these are one; None: no sequence has an image, and all three are `positions`
     images: ImageRows | None = None
     live: Tensor | None = None  # [tokens] bool: who is not there to pad the batch; None: all are
 

@@ -1,8 +1,8 @@
 """Decode steps as captured graphs: one replay in the place of some thousand launches.
 
 There is a graph for each of some numbers of rows; a step takes the smallest that is large enough,
-and pads. All of them read the same tensors, which each step fills. Drafts, images and whatever
-looks at a step while it runs have plain steps.
+and pads. All of them read the same tensors, which each step fills. Drafts, tokens of images and
+whatever looks at a step while it runs have plain steps.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class _Inputs:
         # Each row is a page table as it may come, so whatever a kernel looks up is a page.
         shape = num_rows, room.max_pages
         self._page_table = torch.full(shape, room.spare_page, dtype=torch.int64, device=where)
-        self._token_ids, self._positions, self._slots, self._numbers = (
-            torch.arange(num_rows, device=where) for _ in range(4)
+        self._token_ids, self._positions, self._places, self._slots, self._numbers = (
+            torch.arange(num_rows, device=where) for _ in range(5)
         )
         self._count = torch.zeros((), dtype=torch.int64, device=where)
 
@@ -128,7 +128,6 @@ class _Inputs:
         return (
             batch.num_decodes == len(batch.lengths)
             and batch.images is None
-            and batch.rope_positions is None
             and batch.page_table.shape[1] <= self._room.max_pages
         )
 
@@ -141,13 +140,17 @@ class _Inputs:
             self._page_table[:size],
             page_size=self._room.page_size,
         )
-        return replace(batch, live=self._numbers[:size] < self._count)
+        live = self._numbers[:size] < self._count
+        return replace(batch, live=live, rope_positions=self._places[:size])
 
     def fill(self, batch: Batch, size: int) -> None:
         """The batch's sequences, and padding up to `size`."""
         num_rows, num_pages = batch.page_table.shape
         self._token_ids[:num_rows].copy_(batch.token_ids)
         self._positions[:num_rows].copy_(batch.positions)
+        # Outside images a token stands at one place on all axes.
+        places = batch.positions if batch.rope_positions is None else batch.rope_positions[0]
+        self._places[:num_rows].copy_(places)
         self._slots[:num_rows].copy_(batch.slots)
         self._page_table[:num_rows, :num_pages].copy_(batch.page_table)
         self._count.fill_(num_rows)
@@ -163,5 +166,6 @@ class _Inputs:
         """A padding row begins a sequence, on its own page and slot."""
         self._token_ids[first:end].zero_()
         self._positions[first:end].zero_()
+        self._places[first:end].zero_()
         self._slots[first:end].fill_(self._room.spare_slot)
         self._page_table[first:end, :1].fill_(self._room.spare_page)

@@ -17,10 +17,12 @@ from kttrio.config import (
     PlacementConfig,
     RunnerConfig,
 )
+from kttrio.device.cuda import CudaDevice
 from kttrio.device.host import HostDevice
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.division import Division
 from kttrio.experts.slots import ExpertSlots
+from kttrio.layers.batch import ImageRows, decode_batch
 from kttrio.models.base import read_blueprint
 from kttrio.models.loading import load_model
 from kttrio.native import NativeError
@@ -32,7 +34,7 @@ from kttrio.runner.graphs import DecodeGraphs, GraphRoom, GraphWish
 from kttrio.runner.planning import plan_start
 from kttrio.runner.runner import Runner
 from tests.device.shuffled import ShuffledDevice
-from tests.golden import FIXTURES
+from tests.golden import FIXTURES, tensors_of
 
 CHATS = sorted(file.parent for file in FIXTURES.glob("*_chat/golden.json"))
 ENGINE = EngineConfig(
@@ -63,7 +65,7 @@ def test_wished_sizes_are_those_that_may_come():
 class Built:
     """A model whose experts are on both sides, alternately, and its caches, full of NaN."""
 
-    def __init__(self, directory, device, **sides):
+    def __init__(self, directory, device, *, backend="torch", **sides):
         blueprint = read_blueprint(directory)
         num_layers = sum(1 for _ in blueprint.expert_map())
         mask = torch.arange(num_layers * blueprint.shape.num_experts) % 2 == 0
@@ -75,6 +77,7 @@ class Built:
             experts=ExpertConfig(kt_cpuinfer=1),
             max_step_tokens=ENGINE.chunked_prefill_size,
             division=Division(device, mask, **sides),
+            backend=backend,
         )
         self.capacity = Capacity(
             num_slots=6,
@@ -92,7 +95,7 @@ class Built:
             num_slots=self.capacity.num_slots + 1,
         )
         graphs = self.graphs(caches, sizes) if with_graphs else None
-        where = torch.device("cpu")
+        where = self.device.where
         return Runner(
             self.model,
             caches,
@@ -202,10 +205,38 @@ def test_other_batches_have_no_graph(one):
     plain = graphs._inputs.batch(4)
     assert graphs._size(plain) == 4
     assert graphs._size(replace(graphs._inputs.batch(5 - 1), num_decodes=3)) is None
-    assert graphs._size(replace(plain, rope_positions=torch.zeros(3, 4))) is None
+    images = ImageRows(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1))
+    assert graphs._size(replace(plain, images=images)) is None
     wide = torch.zeros(4, PAGES + 1, dtype=torch.int64)
     assert graphs._size(replace(plain, page_table=wide)) is None
     assert graphs.sizes == SIZES
+
+
+def remember_something(caches):
+    """The same in the same caches."""
+    dice = torch.Generator().manual_seed(0)
+    for cache in caches:
+        for tensor in tensors_of(cache):
+            tensor.normal_(generator=dice)
+
+
+def test_text_after_images_stands_where_they_end():
+    """Its places lag behind its positions, for each sequence by as much as its images are large."""
+    built = Built(FIXTURES / "qwen3_5_moe_chat", HostDevice())
+    pages = torch.arange(3 * PAGES).view(3, PAGES)
+    positions = torch.tensor([9, 30, 2])
+    text = decode_batch(torch.tensor([5, 6, 7]), positions, torch.arange(3), pages, page_size=4)
+    lagging = replace(text, rope_positions=(positions - torch.tensor([3, 20, 0])).expand(3, -1))
+    runners = [built.runner(with_graphs=graphs) for graphs in (True, False, False)]
+    with torch.inference_mode():
+        for runner in runners:
+            remember_something(runner._caches)
+        found = runners[0].graphs.forward(lagging)
+        expected = built.model.forward(lagging, runners[1]._caches)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        other = built.model.forward(text, runners[2]._caches)
+    assert (found - other).abs().amax(1).gt(1e-3).tolist() == [True, True, False]
+    built.model.close()
 
 
 def test_a_step_that_is_heard_is_not_replayed(one):
@@ -255,3 +286,22 @@ def test_what_the_plan_says_is_captured():
     found, _ = answer(captured)
     check_equal(found, expected)
     captured.close()
+
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("directory", CHATS, ids=lambda directory: directory.name)
+@pytest.mark.parametrize(
+    "handoff", [pytest.param(way, marks=GPU) for way in ("host-function", "flags")]
+)
+def test_on_a_gpu_captured_steps_answer_as_plain_ones(directory, handoff):
+    built = Built(directory, CudaDevice(handoff=handoff), backend="triton")
+    expected, _ = answer(built.runner(with_graphs=False))
+    for _ in range(2):
+        found, _ = answer(built.runner(with_graphs=True))
+        check_equal(found, expected)
+    built.model.close()

@@ -1,9 +1,9 @@
-"""The gated delta rule: what `layers/deltanet.py` says, for single tokens and in chunks.
+"""The gated delta rule: what `layers/delta_rule.py` says, for single tokens and in chunks.
 
-Yang et al., "Gated Delta Networks" (2024); the chunked form solves each chunk's triangular system
-apart ("Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024), so only
-what depends on the state goes chunk by chunk. All is float32; products on tensor cores are made of
-three of tf32 each, which is as exact.
+Yang et al., "Gated Delta Networks" (2024). In chunks as in "Parallelizing Linear Transformers with
+the Delta Rule over Sequence Length" (2024), three kernels: the triangular system of each chunk is
+solved apart, only the state goes chunk by chunk, and what is read of it is computed apart again.
+States and sums are float32, factors of products on tensor cores tf32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from kttrio.layers.delta_rule import Heads
 from kttrio.layers.runs import CHUNK, Lanes
 
 _CHUNK = tl.constexpr(CHUNK)
-_SEGMENT = 16  # chunks that are solved before the state passes them: bounds the memory in between
+_PRECISION = tl.constexpr("tf32")
+_SEGMENT = 16  # chunks that go through the three at once: bounds the memory between them
 _VALUES = 32  # columns of the state that a program holds
 
 
@@ -55,22 +56,23 @@ def _pass_segment(heads: Heads, state: Tensor, out: Tensor, chunks: range) -> No
     value_dim = heads.value.shape[-1]
     rows = (lanes, num_heads, len(chunks), CHUNK)
     deltas, reads, totals = (state.new_empty(*rows, size) for size in (value_dim, key_dim, 1))
+    begins = state.new_empty(lanes, num_heads, len(chunks), key_dim, value_dim)
     sizes = (length, num_heads, key_dim, value_dim, chunks.start, len(chunks))
     constants = {
         "KEYS": max(16, triton.next_power_of_2(key_dim)),
         "VALUES": _VALUES,
+        "num_warps": 8,
+        "num_stages": 1,
         "enable_fp_fusion": True,
     }
-    _solve[(lanes * num_heads * len(chunks),)](
-        *(heads.key, heads.value, heads.decay, heads.beta, deltas, reads, totals),
-        *sizes,
-        **constants,
+    programs, columns = lanes * num_heads, triton.cdiv(value_dim, _VALUES)
+    given = (heads.key, heads.value, heads.decay, heads.beta)
+    _solve[(programs * len(chunks),)](*given, deltas, reads, totals, *sizes, **constants)
+    _pass[(programs, columns)](
+        *(heads.key, deltas, reads, totals, begins, state), *sizes, **constants
     )
-    _pass[(lanes * num_heads, triton.cdiv(value_dim, _VALUES))](
-        *(heads.query, heads.key, deltas, reads, totals, state, out),
-        *sizes,
-        num_stages=1,
-        **constants,
+    _recall[(programs * len(chunks), columns)](
+        *(heads.query, heads.key, deltas, totals, begins, out), *sizes, **constants
     )
 
 
@@ -181,10 +183,10 @@ def _solve(
     factor = tl.load(beta + rows, mask=kept, other=0)
     keys = _load(key, rows, kept, key_dim, KEYS)
     scaled = keys * factor[:, None]
-    mixing = tl.dot(scaled, tl.trans(keys), input_precision="tf32x3")
+    mixing = tl.dot(scaled, tl.trans(keys), input_precision=_PRECISION)
     mixing *= _span(total, total, row[:, None] > row[None, :])
     inverse = _inverse(mixing)
-    read = tl.dot(inverse, scaled * tl.exp(total)[:, None], input_precision="tf32x3")
+    read = tl.dot(inverse, scaled * tl.exp(total)[:, None], input_precision=_PRECISION)
     columns = tl.arange(0, KEYS)
     read_places = reads + places[:, None] * key_dim + columns[None, :]
     tl.store(read_places, read, mask=(columns < key_dim)[None, :] & (row >= 0)[:, None])
@@ -192,19 +194,65 @@ def _solve(
         v = start + tl.arange(0, VALUES)
         inside = kept[:, None] & (v < value_dim)[None, :]
         values = tl.load(value + rows[:, None] * value_dim + v[None, :], mask=inside, other=0)
-        delta = tl.dot(inverse, values * factor[:, None], input_precision="tf32x3")
+        delta = tl.dot(inverse, values * factor[:, None], input_precision=_PRECISION)
         delta_places = deltas + places[:, None] * value_dim + v[None, :]
         tl.store(delta_places, delta, mask=(v < value_dim)[None, :] & (row >= 0)[:, None])
 
 
 @triton.jit
 def _pass(
-    query,
     key,
     deltas,
     reads,
     totals,
+    begins,
     states,
+    length,
+    num_heads,
+    key_dim,
+    value_dim,
+    first_chunk,
+    num_chunks,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    """Some columns of one head's state, chunk by chunk: what each chunk begins with is kept, and
+    its deltas become those of the real state."""
+    lane = tl.program_id(0) // num_heads
+    head = tl.program_id(0) % num_heads
+    row = tl.arange(0, _CHUNK)
+    k = tl.arange(0, KEYS)
+    v = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    size = key_dim * value_dim
+    cells = k[:, None] * value_dim + v[None, :]
+    held = (k < key_dim)[:, None] & (v < value_dim)[None, :]
+    inside = (row >= 0)[:, None] & (v < value_dim)[None, :]
+    state = tl.load(states + tl.program_id(0).to(tl.int64) * size + cells, mask=held, other=0)
+    for chunk in range(num_chunks):
+        number = tl.program_id(0).to(tl.int64) * num_chunks + chunk
+        tl.store(begins + number * size + cells, state, mask=held)
+        solved = number * _CHUNK + row
+        places = deltas + solved[:, None] * value_dim + v[None, :]
+        read = _load(reads, solved, row >= 0, key_dim, KEYS)
+        delta = tl.load(places, mask=inside, other=0)
+        delta -= tl.dot(read, state, input_precision=_PRECISION)
+        tl.store(places, delta, mask=inside)
+        token = (first_chunk + chunk) * _CHUNK + row
+        rows = (lane.to(tl.int64) * length + token) * num_heads + head
+        keys = _load(key, rows, token < length, key_dim, KEYS)
+        last = tl.load(totals + number * _CHUNK + _CHUNK - 1)
+        left = keys * tl.exp(last - tl.load(totals + solved))[:, None]
+        state = tl.dot(tl.trans(left), delta, state * tl.exp(last), input_precision=_PRECISION)
+    tl.store(states + tl.program_id(0).to(tl.int64) * size + cells, state, mask=held)
+
+
+@triton.jit
+def _recall(
+    query,
+    key,
+    deltas,
+    totals,
+    begins,
     out,
     length,
     num_heads,
@@ -215,37 +263,28 @@ def _pass(
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
 ):
-    """Some columns of one head's state, chunk by chunk."""
-    lane = tl.program_id(0) // num_heads
-    head = tl.program_id(0) % num_heads
+    """What the tokens of one chunk read: of the state it began with, and of each other's deltas."""
+    chunk = tl.program_id(0) % num_chunks
+    lane = tl.program_id(0) // num_chunks // num_heads
+    head = tl.program_id(0) // num_chunks % num_heads
     row = tl.arange(0, _CHUNK)
-    everywhere = row >= 0
     k = tl.arange(0, KEYS)
     v = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
-    state_places = states + tl.program_id(0).to(tl.int64) * key_dim * value_dim
-    state_places += k[:, None] * value_dim + v[None, :]
+    token = (first_chunk + chunk) * _CHUNK + row
+    rows = (lane.to(tl.int64) * length + token) * num_heads + head
+    number = tl.program_id(0).to(tl.int64)
+    total = tl.load(totals + number * _CHUNK + row)
+    queries = _load(query, rows, token < length, key_dim, KEYS)
+    keys = _load(key, rows, token < length, key_dim, KEYS)
+    within = tl.dot(queries, tl.trans(keys), input_precision=_PRECISION)
+    within *= _span(total, total, row[:, None] >= row[None, :])
     held = (k < key_dim)[:, None] & (v < value_dim)[None, :]
-    state = tl.load(state_places, mask=held, other=0)
-    for chunk in range(num_chunks):
-        token = (first_chunk + chunk) * _CHUNK + row
-        kept = token < length
-        rows = (lane.to(tl.int64) * length + token) * num_heads + head
-        solved = (tl.program_id(0).to(tl.int64) * num_chunks + chunk) * _CHUNK
-        total = tl.load(totals + solved + row)
-        last = tl.load(totals + solved + _CHUNK - 1)
-        inside = everywhere[:, None] & (v < value_dim)[None, :]
-        places = (solved + row)[:, None] * value_dim + v[None, :]
-        delta = tl.load(deltas + places, mask=inside, other=0)
-        read = _load(reads, solved + row, everywhere, key_dim, KEYS)
-        delta -= tl.dot(read, state, input_precision="tf32x3")
-        queries = _load(query, rows, kept, key_dim, KEYS)
-        keys = _load(key, rows, kept, key_dim, KEYS)
-        within = tl.dot(queries, tl.trans(keys), input_precision="tf32x3")
-        within *= _span(total, total, row[:, None] >= row[None, :])
-        recalled = tl.dot(queries * tl.exp(total)[:, None], state, input_precision="tf32x3")
-        recalled = tl.dot(within, delta, recalled, input_precision="tf32x3")
-        out_places = out + rows[:, None] * value_dim + v[None, :]
-        tl.store(out_places, recalled, mask=kept[:, None] & (v < value_dim)[None, :])
-        left = tl.trans(keys * tl.exp(last - total)[:, None])
-        state = tl.dot(left, delta, state * tl.exp(last), input_precision="tf32x3")
-    tl.store(state_places, state, mask=held)
+    cells = k[:, None] * value_dim + v[None, :]
+    state = tl.load(begins + number * key_dim * value_dim + cells, mask=held, other=0)
+    recalled = tl.dot(queries, state, input_precision=_PRECISION) * tl.exp(total)[:, None]
+    inside = (row >= 0)[:, None] & (v < value_dim)[None, :]
+    places = deltas + (number * _CHUNK + row)[:, None] * value_dim + v[None, :]
+    delta = tl.load(places, mask=inside, other=0)
+    recalled = tl.dot(within, delta, recalled, input_precision=_PRECISION)
+    out_places = out + rows[:, None] * value_dim + v[None, :]
+    tl.store(out_places, recalled, mask=(token < length)[:, None] & (v < value_dim)[None, :])

@@ -114,7 +114,7 @@ def _tiles(x: Tensor, num_choices: int) -> Tiles:
         return Tiles(rows=16, columns=32, num_warps=4, num_stages=stages)
     if num_choices <= 8192:
         return Tiles(rows=32, columns=64, num_warps=4, num_stages=stages)
-    return Tiles(rows=64, columns=64, num_warps=4, num_stages=min(stages, 2))
+    return Tiles(rows=64, columns=64, num_warps=8, num_stages=min(stages, 2))
 
 
 def _column_ranges(num_choices: int, hidden_size: int) -> list[range]:
@@ -187,6 +187,7 @@ def _add_choices(product: Tensor, ids: Tensor, out: Tensor, columns: range) -> N
     _sum[grid](
         *(product, ids, out, out.shape[1], columns.start, columns.stop, ids.shape[1]),
         COLUMNS=_SUM_COLUMNS,
+        enable_fp_fusion=True,
     )
 
 

@@ -61,7 +61,9 @@ def side_by_side(x: Tensor) -> Tensor:
 def dot_dtype(x: Tensor) -> tl.dtype:
     """What to multiply in. Triton's interpreter, which runs kernels on CPU tensors, has no dot of
     bfloat16."""
-    return tl.bfloat16 if x.is_cuda and x.dtype is torch.bfloat16 else tl.float32
+    if x.device.type == "cpu" or x.dtype is torch.float32:
+        return tl.float32
+    return tl.bfloat16
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from torch import Tensor
 
 LEAST = tl.constexpr(-1.0e30)  # below every score, yet two of it have a difference
 LOG2_E = math.log2(math.e)
+_PARTS = tl.constexpr(16)  # that are added up at once
 KEYS_PER_SPLIT = 256  # fewer are not worth a program of their own
 _WAVES = 2  # of programs, for each processor of the device
 _INTERPRETED = 4  # processors, as the interpreter has none
@@ -39,12 +40,14 @@ class Partials(NamedTuple):
 
 def num_splits(num_keys: int, num_programs: int, device: torch.device) -> int:
     """Among how many programs to share the keys of one, where there are `num_programs` to share
-    and `num_keys` at most: only from shapes, for a captured step keeps it."""
+    and `num_keys` at most: only from shapes, for a captured step keeps it. A power of two, so that
+    few kernels are compiled for all sizes of a batch."""
     processors = _INTERPRETED
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     wanted = _WAVES * processors // num_programs
-    return max(min(wanted, -(-num_keys // KEYS_PER_SPLIT)), 1)
+    useful = max(min(wanted, -(-num_keys // KEYS_PER_SPLIT)), 1)
+    return int(triton.next_power_of_2(useful + 1) // 2)
 
 
 @triton.jit
@@ -104,15 +107,19 @@ def _join(
     SIZE: tl.constexpr, WIDTH: tl.constexpr, NUM_SPLITS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    column, split = tl.arange(0, WIDTH), tl.arange(0, SPLITS)
-    there = split < NUM_SPLITS
-    part = row * NUM_SPLITS + split
-    maximum = tl.load(scales + part * 2, mask=there, other=LEAST)
-    total = tl.load(scales + part * 2 + 1, mask=there, other=0.0)
-    weight = tl.exp2(maximum - tl.max(maximum, 0))
-    inside = there[:, None] & (column < SIZE)[None, :]
-    summed = tl.load(sums + part[:, None] * SIZE + column[None, :], mask=inside, other=0.0)
-    result = tl.sum(summed * weight[:, None], 0) / tl.sum(total * weight, 0)
+    every, column = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
+    highest = tl.load(scales + (row * NUM_SPLITS + every) * 2, mask=every < NUM_SPLITS, other=LEAST)
+    highest = tl.max(highest, 0)
+    total, summed = tl.zeros([_PARTS], tl.float32), tl.zeros([_PARTS, WIDTH], tl.float32)
+    for first in range(0, NUM_SPLITS, _PARTS):
+        split = first + tl.arange(0, _PARTS)
+        there, part = split < NUM_SPLITS, row * NUM_SPLITS + split
+        weight = tl.exp2(tl.load(scales + part * 2, mask=there, other=LEAST) - highest)
+        total += weight * tl.load(scales + part * 2 + 1, mask=there, other=0.0)
+        inside = there[:, None] & (column < SIZE)[None, :]
+        parts = tl.load(sums + part[:, None] * SIZE + column[None, :], mask=inside, other=0.0)
+        summed += weight[:, None] * parts
+    result = tl.sum(summed, 0) / tl.sum(total, 0)
     tl.store(out + row * SIZE + column, result.to(out.dtype.element_ty), mask=column < SIZE)
 
 

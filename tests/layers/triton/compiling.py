@@ -24,7 +24,7 @@ from kttrio.layers.paged import Chunks, Latents, Tables
 from kttrio.layers.triton import kernels
 
 CHIPS = (80, 90)  # compute capability times ten; those between compile like the first
-PAGE, PAGES, SEQUENCES = 64, 1000, 4
+PAGE, PAGES, SEQUENCES = 64, 1000, 1  # the fewer sequences, the more splits
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
 OPTIONS = ("num_warps", "num_stages")
 

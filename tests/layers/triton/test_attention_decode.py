@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
 
 from kttrio.layers.cache import AttentionCache
 from kttrio.layers.paged import Tables
-from kttrio.layers.triton import softmax
+from kttrio.layers.triton import attention_decode, softmax
 from kttrio.layers.triton.attention_decode import decode
 from tests.layers.triton.pages import assert_near, attended, filled, rows_of, scattered
 from tests.layers.triton.where import DEVICE, needs_gpu
@@ -76,6 +76,13 @@ def test_keys_may_be_split_anyhow(page_size, keys, monkeypatch):
     """Some splits have no keys at all."""
     monkeypatch.setattr(softmax, "KEYS_PER_SPLIT", keys)
     check(SHAPES[0], [150, 0], page_size, torch.float32)
+
+
+@pytest.mark.parametrize("splits", [2, 16, 37])
+def test_parts_of_any_number_are_joined(splits, monkeypatch):
+    monkeypatch.setattr(attention_decode, "num_splits", lambda *_: splits)
+    check(SHAPES[0], [150, 0], 4, torch.float32)
+    check(SHAPES[0], [40], 4, torch.bfloat16)
 
 
 def test_nan_in_one_sequence_spoils_no_other():

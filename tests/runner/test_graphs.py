@@ -17,6 +17,7 @@ from kttrio.config import (
     PlacementConfig,
     RunnerConfig,
 )
+from kttrio.device.cuda import CudaDevice
 from kttrio.device.host import HostDevice
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.division import Division
@@ -64,7 +65,7 @@ def test_wished_sizes_are_those_that_may_come():
 class Built:
     """A model whose experts are on both sides, alternately, and its caches, full of NaN."""
 
-    def __init__(self, directory, device, **sides):
+    def __init__(self, directory, device, *, backend="torch", **sides):
         blueprint = read_blueprint(directory)
         num_layers = sum(1 for _ in blueprint.expert_map())
         mask = torch.arange(num_layers * blueprint.shape.num_experts) % 2 == 0
@@ -76,6 +77,7 @@ class Built:
             experts=ExpertConfig(kt_cpuinfer=1),
             max_step_tokens=ENGINE.chunked_prefill_size,
             division=Division(device, mask, **sides),
+            backend=backend,
         )
         self.capacity = Capacity(
             num_slots=6,
@@ -93,7 +95,7 @@ class Built:
             num_slots=self.capacity.num_slots + 1,
         )
         graphs = self.graphs(caches, sizes) if with_graphs else None
-        where = torch.device("cpu")
+        where = self.device.where
         return Runner(
             self.model,
             caches,
@@ -284,3 +286,22 @@ def test_what_the_plan_says_is_captured():
     found, _ = answer(captured)
     check_equal(found, expected)
     captured.close()
+
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("directory", CHATS, ids=lambda directory: directory.name)
+@pytest.mark.parametrize(
+    "handoff", [pytest.param(way, marks=GPU) for way in ("host-function", "flags")]
+)
+def test_on_a_gpu_captured_steps_answer_as_plain_ones(directory, handoff):
+    built = Built(directory, CudaDevice(handoff=handoff), backend="triton")
+    expected, _ = answer(built.runner(with_graphs=False))
+    for _ in range(2):
+        found, _ = answer(built.runner(with_graphs=True))
+        check_equal(found, expected)
+    built.model.close()

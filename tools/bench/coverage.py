@@ -41,6 +41,11 @@ from tools.bench.traffic import STEP_TOKENS, demo_traffic, synthetic_traffic
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 STATIC = ("random", "uniform", "front-loading", "frequency")
 DYNAMIC = ("dynamic", "cold", "last-chunk")
+SHORT = {"front-loading": "front"}
+HINT = (
+    "Shares of the activations whose expert is on the device, by the share of experts there. swaps "
+    "are those of dynamic, its swaps those of last-chunk."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def measure(steps: Tensor, config: CoverageConfig, name: str, console: Console) 
         f"\n{name}: {num_layers} layers of {num_experts} experts, {int(steps.sum()):,} activations "
         f"in {num_steps} steps"
     )
-    console.print(coverage_table(rows))
+    console.print(coverage_table(rows), HINT, sep="\n")
     return rows
 
 
@@ -156,7 +161,7 @@ def choices_of_a_token(steps: Tensor) -> int:
 
 def coverage_table(rows: Iterable[Covered]) -> Table:
     names = (*STATIC, *DYNAMIC, "swaps", "its swaps")
-    columns = (Column(name, justify="right") for name in names)
+    columns = (Column(SHORT.get(name, name), justify="right") for name in names)
     table = Table("", *columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for row in rows:
         shares = (f"{row.shares[name]:.1%}" for name in (*STATIC, *DYNAMIC))

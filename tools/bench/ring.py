@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from kttrio.native import ExpertLayer, Pool
 from kttrio.runner.device import find_machine, open_device
 from kttrio.weights.formats.base import find
 from kttrio.weights.quantize import Target
-from tools.bench.layers import NUM_DISTINCT, SHAPES, Expert, RotatingLayers, Shape
+from tools.bench.layers import NUM_DISTINCT, SHAPES, Expert, RotatingLayers
 from tools.bench.record import check_place, write_record
 
 FORMATS = ("bf16", "fp8", "int8", "int4")
@@ -82,75 +84,70 @@ def run(argv: Sequence[str]) -> int:
 
 
 def measure_shape(config: RingConfig, device: Device, name: str, form: str) -> Passage:
-    target = Target(form, find(form).GROUPS[0])
-    published = SHAPES[name]
+    target, published = Target(form, find(form).GROUPS[0]), SHAPES[name]
     shape = SlotShape(published.hidden_size, published.intermediate_size, target)
     most = max(int(config.gib * 2**30 / shape.nbytes), 1)
-    layer_shape = Shape(min(published.num_experts, most), 1, *shape_sizes(shape))
-    experts = [Expert(layer_shape, *target) for _ in range(NUM_DISTINCT)]
-    with Pool(threads=config.threads) as pool:
+    few = replace(published, num_experts=min(published.num_experts, most), top_k=1)
+    experts = [Expert(few, *target) for _ in range(NUM_DISTINCT)]
+    with ExitStack() as held:
+        pool = held.enter_context(Pool(threads=config.threads))
         layers = RotatingLayers(
-            pool, layer_shape, experts, activation="float32", max_tokens=1, least_bytes=1
+            pool, few, experts, activation="float32", max_tokens=1, least_bytes=1
         )
-        feeders = Feeders(
-            ExpertSlots(shape, config.slots, device=device.where),
-            device,
-            pool_threads=pool.num_threads,
+        held.enter_context(closing(layers))
+        slots = ExpertSlots(shape, config.slots, device=device.where)
+        room = range(config.slots)
+        feeders = Feeders(slots, room, device, pool_threads=pool.num_threads)
+        ring = held.enter_context(closing(Ring(feeders, num_experts=few.num_experts)))
+        passing = Passing(ring, layers.layers[0], range(few.num_experts))
+        return passing.measure(f"{name} {form}", config.seconds)
+
+
+class Passing:
+    """Experts of a layer that pass through a ring: of a loaded model, or of a layer alone."""
+
+    def __init__(self, ring: Ring, layer: ExpertLayer, experts: Sequence[int]) -> None:
+        self.ring, self.layer, self.experts = ring, layer, experts
+        self.device, self.shape = ring.device, ring.slots.shape
+        self.stream = self.device.open_stream("bench")
+        self.staging = self.shape.outline().map(self._pinned)
+        self.loads = [
+            ring.slots.stacks.map(itemgetter(slice(at, at + ring.batch)))
+            for at in range(ring.room.start, ring.room.stop - ring.batch + 1, ring.batch)
+        ]
+        """Slots that are filled at once."""
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.device.pinned(self.ring.batch, *tensor.shape, dtype=tensor.dtype)
+
+    def measure(self, name: str, seconds: float) -> Passage:
+        nbytes = self.shape.nbytes
+        num_copied = len(self.loads) * self.ring.batch
+        passage = Passage(
+            name,
+            nbytes,
+            unpacked=len(self.experts) * nbytes / fastest(self.unpack, seconds),
+            copied=num_copied * nbytes / fastest(self.copy, seconds),
+            streamed=len(self.experts) * nbytes / fastest(self.send, seconds),
         )
-        ring = Ring(feeders, range(config.slots), num_experts=layer_shape.num_experts)
-        try:
-            return measure_passage(
-                ring,
-                layers.layers[0],
-                range(layer_shape.num_experts),
-                name=f"{name} {form}",
-                seconds=config.seconds,
-            )
-        finally:
-            ring.close()
-            layers.close()
+        self.ring.forget()
+        return passage
 
+    def unpack(self) -> None:
+        room = self.staging.map(itemgetter(0))
+        for expert in self.experts:
+            room.unpack_from(self.layer, expert)
 
-def shape_sizes(shape: SlotShape) -> tuple[int, int]:
-    return shape.hidden_size, shape.intermediate_size
+    def copy(self) -> None:
+        for slots in self.loads:
+            self.stream.run(partial(slots.copy_, self.staging))
+        self.device.synchronize()
 
-
-def measure_passage(
-    ring: Ring, layer: ExpertLayer, experts: Sequence[int], *, name: str, seconds: float
-) -> Passage:
-    """Let the layer's experts pass through the ring, of a loaded model or of a layer alone."""
-    device, shape = ring.device, ring.slots.shape
-    size = min(ring.batch, len(ring.room))
-    staging = shape.outline().map(
-        lambda tensor: device.pinned(size, *tensor.shape, dtype=tensor.dtype)
-    )
-    first = staging.map(lambda stack: stack[0])
-    stream = device.open_stream("bench")
-
-    def unpack() -> None:
-        for expert in experts:
-            first.unpack_from(layer, expert)
-
-    def copy() -> None:
-        for number in range(-(-len(experts) // size)):
-            at = ring.room[number * size % (len(ring.room) - size + 1)]
-            slots = ring.slots.stacks.map(lambda stack, at=at: stack[at : at + size])
-            stream.run(partial(slots.copy_, staging))
-        device.synchronize()
-
-    def send() -> None:
-        x = torch.empty(0, shape.hidden_size, device=device.where)
-        for _ in ring.stream(layer, experts, x=x, parts=()):
+    def send(self) -> None:
+        x = torch.empty(0, self.shape.hidden_size, device=self.device.where)
+        for _ in self.ring.stream(self.layer, self.experts, x=x, parts=()):
             pass
-        device.synchronize()
-
-    num_bytes = len(experts) * shape.nbytes
-    copied_bytes = -(-len(experts) // size) * size * shape.nbytes
-    unpacked = num_bytes / fastest(unpack, seconds)
-    copied = copied_bytes / fastest(copy, seconds)
-    streamed = num_bytes / fastest(send, seconds)
-    ring.forget()
-    return Passage(name, shape.nbytes, unpacked, copied, streamed)
+        self.device.synchronize()
 
 
 def fastest(work: Callable[[], None], seconds: float) -> float:

@@ -16,6 +16,7 @@ import torch
 
 from kttrio.config import ConfigError, EngineConfig
 from kttrio.experts.feeders import most_staging_bytes
+from kttrio.experts.handoff import HandoffShape
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
@@ -30,9 +31,19 @@ _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
+_PRODUCTS = 2**24  # outputs of experts that are held before they are summed, at least
+_LEAST_COLUMNS = 128  # of them for each choice
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
+
+
+_OF_STEPS = (
+    *("step scratch", "expert scratch", "host staging"),
+    *("device staging", "device expert scratch"),
+)
+
+
+_OF_PROMPTS = ("expert ring", "long prompts", "device expert scratch")
 
 
 class MemoryRow(NamedTuple):
@@ -221,9 +232,9 @@ def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
         yield replace(needs, engine=fewer), ("recurrent states", "KV cache")
     if step > _SHORT_STEP:
         shorter = replace(engine, chunked_prefill_size=max(step // 2, _SHORT_STEP))
-        yield replace(needs, engine=shorter), ("step scratch", "expert scratch", "host staging")
+        yield replace(needs, engine=shorter), _OF_STEPS
     for smaller in portion.smaller() if portion else ():
-        yield replace(needs, portion=smaller), ("expert ring", "long prompts")
+        yield replace(needs, portion=smaller), _OF_PROMPTS
 
 
 def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
@@ -263,6 +274,8 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
+        yield MemoryRow("device staging", where, _handoff(needs, portion).device_bytes)
+        yield MemoryRow("device expert scratch", where, _device_scratch_bytes(needs, portion))
         each = passage_bytes(
             estimate.shape,
             estimate.cache_shape,
@@ -271,6 +284,19 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
             deferred=portion.max_deferred > 0,
         )
         yield from _row("long prompts", where, portion.max_long_tokens * each)
+
+
+def _device_scratch_bytes(needs: Needs, portion: Portion) -> int:
+    """While the device computes experts, of a step or of a whole long prompt: each token's sum,
+    each choice's row between the matrices and some columns behind them; or, where torch does it,
+    one expert in float32."""
+    estimate = needs.estimate
+    tokens = max(needs.engine.chunked_prefill_size, portion.max_long_tokens)
+    hidden, wide = estimate.shape.hidden_size, estimate.intermediate_size
+    choices = tokens * estimate.shape.top_k
+    between = choices * wide * (estimate.row_bytes // hidden)
+    behind = min(choices * hidden, max(choices * _LEAST_COLUMNS, _PRODUCTS))
+    return between + (tokens * hidden + behind + 3 * hidden * wide) * torch.float32.itemsize
 
 
 def _graph_bytes(needs: Needs) -> int:
@@ -356,13 +382,22 @@ def _scratch_bytes(needs: Needs) -> int:
 
 def _staging_bytes(needs: Needs, portion: Portion) -> int:
     """Pinned buffers: what the host's experts take and give, and experts on their way."""
-    estimate = needs.estimate
-    choice = estimate.shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
-    rows = needs.engine.chunked_prefill_size * (2 * estimate.row_bytes + choice)
-    largest = max(estimate.slot_bytes)
+    largest = max(needs.estimate.slot_bytes)
     swapped = 2 * portion.num_spare_slots * largest  # one comes and one goes
     ring = most_staging_bytes(largest, portion.num_ring_slots) if portion.num_ring_slots else 0
-    return _BUFFER_PARITIES * rows + swapped + ring
+    return _handoff(needs, portion).host_bytes + swapped + ring
+
+
+def _handoff(needs: Needs, portion: Portion) -> HandoffShape:
+    shape, row_bytes = needs.estimate.shape, needs.estimate.row_bytes
+    wide = row_bytes == shape.hidden_size * torch.float32.itemsize
+    return HandoffShape(
+        needs.engine.chunked_prefill_size,
+        shape.top_k,
+        shape.hidden_size,
+        dtype=torch.float32 if wide else torch.bfloat16,
+        defers=portion.max_deferred > 0,
+    )
 
 
 def _row(name: str, where: str, num_bytes: int) -> Iterator[MemoryRow]:

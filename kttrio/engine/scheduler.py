@@ -162,8 +162,8 @@ class Scheduler:
             if sequence.abandoned:
                 self._release(sequence)
                 continue
-            if found is None:
-                continue
+            if found is None and chunk is plan.long:
+                continue  # it is still on its way
             news = sequence.advance(chunk, found)
             if not news:
                 continue

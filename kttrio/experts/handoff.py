@@ -144,11 +144,9 @@ class HostSide:
 
     def __init__(self, layer: native.ExpertLayer, handoff: Handoff, lane: Lane) -> None:
         self._layer, self._handoff, self._lane = layer, handoff, lane
-        self.max_tokens = handoff.shape.max_tokens
-        """Of one call."""
+        most = handoff.shape.max_tokens
         self._shared = tuple(
-            self._new_job(errand, self.max_tokens, num_tokens=lane.num_tokens)
-            for errand in lane.errands
+            self._new_job(errand, most, num_tokens=lane.num_tokens) for errand in lane.errands
         )
         self._kept: dict[int, Ways] = {}  # by number of tokens
 

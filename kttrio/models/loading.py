@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kttrio.config import ConfigError, ExpertConfig
-from kttrio.experts.bank import ExpertBank, ExpertLimits, Unloaded
+from kttrio.experts.bank import Bank, ExpertBank, ExpertLimits, Unloaded
 from kttrio.experts.division import Division
 from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
@@ -24,6 +24,7 @@ from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
 from kttrio.experts.selfcheck import Checked, check_experts
 from kttrio.experts.source import open_source
 from kttrio.layers.backend import Backend
+from kttrio.layers.fp8_linear import best_scheme
 from kttrio.models.base import (
     Blueprint,
     CacheShape,
@@ -32,6 +33,7 @@ from kttrio.models.base import (
     find_family,
     read_blueprint,
 )
+from kttrio.models.blocks.stored import keep_fp8
 from kttrio.weights.census import Count, count, count_experts
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError, read_json
 from kttrio.weights.formats.base import PLAIN
@@ -185,7 +187,8 @@ def estimate(
     Raises CheckpointError and ConfigError as `load_model` would.
     """
     with _opened(directory, experts, dtype, extras) as source:
-        model = _outline(source.blueprint, dtype, backend)
+        bank = Unloaded(len(source.expert_maps))
+        model = _outline_stored(source, bank, dtype, backend, torch.device("meta"))
         return _measure(source.blueprint, source.plan, experts, model)
 
 
@@ -212,7 +215,8 @@ def estimate_config(
     num_layers = sum(1 for _ in blueprint.expert_map())
     form = declared_format(raw)
     plan = plan_declared(experts, form, num_layers=num_layers, dtype=dtype, where=file)
-    return _measure(blueprint, plan, experts, _outline(blueprint, dtype, backend))
+    model = _outline(blueprint, Unloaded(num_layers), dtype, backend)
+    return _measure(blueprint, plan, experts, model)
 
 
 def declared_format(raw: dict[str, Any]) -> str:
@@ -220,11 +224,21 @@ def declared_format(raw: dict[str, Any]) -> str:
     return "fp8" if raw.get("quantization_config") else PLAIN
 
 
-def _outline(blueprint: Blueprint, dtype: torch.dtype, backend: Backend) -> CausalLM:
+def _outline(blueprint: Blueprint, bank: Bank, dtype: torch.dtype, backend: Backend) -> CausalLM:
     """The model without memory."""
-    num_layers = sum(1 for _ in blueprint.expert_map())
     with torch.device("meta"):
-        return blueprint.build(Unloaded(num_layers), dtype=dtype, backend=backend)
+        return blueprint.build(bank, dtype=dtype, backend=backend)
+
+
+def _outline_stored(
+    source: _Source, bank: Bank, dtype: torch.dtype, backend: Backend, device: torch.device
+) -> CausalLM:
+    """The same of a checkpoint: where kernels multiply with FP8, what is stored so stays so."""
+    model = _outline(source.blueprint, bank, dtype, backend)
+    if backend == "triton":
+        scheme = best_scheme(device)
+        keep_fp8(model, source.weights, source.dense, backend=backend, scheme=scheme)
+    return model
 
 
 def _measure(
@@ -282,8 +296,9 @@ def load_model(
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
         check_experts(bank, source.checked(dtype))
-        with torch.device("cpu" if division is None else division.device.where):
-            model = source.blueprint.build(bank, dtype=dtype, backend=backend)
+        device = torch.device("cpu") if division is None else division.device.where
+        model = _outline_stored(source, bank, dtype, backend, device)
+        model.to_empty(device=device)
         fill(model, source.dense, source.weights, countdown)
         undo.pop_all()
     return model.eval()

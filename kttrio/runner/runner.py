@@ -24,6 +24,7 @@ from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
 from kttrio.runner.findings import Evaluator
 from kttrio.runner.graphs import DecodeGraphs
+from kttrio.runner.hits import Hits
 from kttrio.runner.images import Eyes, Tower
 from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
@@ -60,6 +61,7 @@ class Runner:
         seam: Device | None = None,
         graphs: DecodeGraphs | None = None,
         updater: Updater | None = None,
+        hits: Hits | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         """`device` is where the model is; `seam` what can be done there beside computing, None
@@ -70,6 +72,7 @@ class Runner:
         """Of the model's experts; None: nothing can be recorded."""
         self.updater = updater
         """Of the experts on the device; None: they stay there."""
+        self._hits = hits
         self._model = model
         self._caches, self._seam = caches, seam
         self.graphs = graphs
@@ -108,9 +111,24 @@ class Runner:
             results = self._compute(plan) if plan.chunks else ()
             long = self._pass_on(plan, seconds=time.perf_counter() - begun)
             is_between_layers = plan.long is not None and long is None
-            if self.updater is not None and not is_between_layers:
-                self.updater.between_steps(count_tokens(plan))
+            if not is_between_layers:
+                self._follow(plan)
         return StepResult(results, time.perf_counter() - begun, long)
+
+    def count(self) -> dict[str, object]:
+        """Plain values that change while it runs, for people. From any thread; may wait for the
+        device."""
+        counts: dict[str, object] = {} if self._hits is None else self._hits.report()
+        if self.updater is not None:
+            counts["expert_swaps"] = self.updater.num_swaps
+        return counts
+
+    def _follow(self, plan: StepPlan) -> None:
+        """After a step that is whole: the experts in use."""
+        if self._hits is not None:
+            self._hits.num_tokens += count_tokens(plan).num_tokens
+        if self.updater is not None:
+            self.updater.between_steps(count_tokens(plan))
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""

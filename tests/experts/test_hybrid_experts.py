@@ -16,6 +16,7 @@ from kttrio.experts.routing import SoftmaxRouter
 from kttrio.experts.slots import ExpertSlots, Residency, SlotShape
 from kttrio.experts.source import Matrices
 from kttrio.weights.formats import base as formats
+from kttrio.weights.formats.base import Packed
 from kttrio.weights.quantize import Target
 from tests.device.shuffled import ShuffledDevice
 from tests.reference import TorchExperts
@@ -64,8 +65,9 @@ class Divider:
         lane = self.handoff.lanes[self.num_layers % len(self.handoff.lanes)]
         self.num_layers += 1
         hybrid = HybridExperts(
-            HostSide(layer, self.handoff, lane),
+            HostSide(layer, self.handoff, lane) if len(resident) < EXPERTS else None,
             DeviceSide(residency, slots, self.device) if resident else None,
+            max_tokens=MOST_TOKENS,
             num_deferred=num_deferred,
         )
         return Sided(hybrid, TorchExperts(*map(torch.stack, stacks)), residency, layer)
@@ -117,13 +119,8 @@ def test_an_expert_computes_where_the_table_says_from_the_next_call_on():
     expected = side.reference.forward(x, routing)
     torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
     side.residency.evict(4)
-    side.layer.set_expert(4, **dict(zip(("gate", "up", "down"), packed_bf16(side, 4), strict=True)))
+    restore(side, 4)
     torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
-
-
-def packed_bf16(side, expert):
-    stacks = (side.reference.gate, side.reference.up, side.reference.down)
-    return [stack[expert].bfloat16() for stack in stacks]
 
 
 def test_results_are_not_touched_by_later_calls():
@@ -161,12 +158,46 @@ def test_what_fails_on_the_host_is_told_once_and_the_next_call_works():
     divider = Divider()
     side = divider.layer((0, 5))
     x, routing = some_input(6)
-    wrong = routing._replace(ids=torch.full_like(routing.ids, EXPERTS))
-    side.hybrid._device = None  # all of them to the host, where there is no such expert
-    side.hybrid.forward(x, wrong)
-    with pytest.raises(native.NativeError, match="expert"):
+    expected = side.reference.forward(x, routing)
+    for _ in range(2):
+        side.layer.clear_expert(2)
+        side.hybrid.forward(x, routing)
+        with pytest.raises(native.NativeError, match="= 2, but that expert has no weights"):
+            divider.device.check_jobs()
+        restore(side, 2)
+        torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
         divider.device.synchronize()
-    divider.device.synchronize()
+
+
+def restore(side, expert):
+    """Pack it on the host, as it was."""
+    stacks = (side.reference.gate, side.reference.up, side.reference.down)
+    Matrices(*(Packed(stack[expert].bfloat16()) for stack in stacks)).pack_into(side.layer, expert)
+
+
+@pytest.mark.parametrize("make", [HostDevice, lambda: ShuffledDevice(3)], ids=["host", "shuffled"])
+def test_layers_can_be_captured_and_replayed(make):
+    divider = Divider(defers=True, device=make())
+    sides = [divider.layer(home, num_deferred=home != (6,)) for home in ((1, 2), range(8), (6,))]
+    x, routing = some_input(5)
+    found = [torch.empty(x.shape) for _ in sides]
+
+    def step():
+        with Carry() as carry:
+            for side, out in zip(sides, found, strict=True):
+                out.copy_(side.hybrid.forward(x, routing, x.square, carry))
+
+    graph = divider.device.capture(step)
+    for seed in (1, 2):
+        other_x, other_routing = some_input(5, seed)
+        for kept, new in zip((x, *routing), (other_x, *other_routing), strict=True):
+            kept.copy_(new)
+        graph.replay()
+        divider.device.synchronize()
+        replayed = [out.clone() for out in found]
+        step()
+        for one, other in zip(replayed, found, strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
 
 
 class Deferring:

@@ -15,7 +15,7 @@ from kttrio.experts.hybrid import HybridExperts
 from kttrio.experts.source import Matrices
 from kttrio.native import NativeError
 from tests.divided import divide, load_divided
-from tests.golden import FIXTURES, read_tensors, write_checkpoint
+from tests.golden import FIXTURES, load_golden, read_tensors, run_alone, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PLAIN, FP8 = FIXTURES / "qwen3_next", FIXTURES / "qwen3_next_fp8"
@@ -67,6 +67,17 @@ def test_no_expert_is_held_twice(ratio):
     assert model.bank.device_bytes == pytest.approx(ratio * whole.bank.nbytes, rel=0.2)
     model.close()
     whole.close()
+
+
+@torch.inference_mode()
+def test_layers_that_are_all_on_the_device_ask_nobody():
+    model = load_divided(PLAIN, divide(PLAIN, 1))
+    for layer in model.bank.host_layers:
+        layer.close()
+    golden = load_golden(PLAIN)
+    logits = run_alone(model, golden["input_ids"].tolist(), (20, 21))
+    torch.testing.assert_close(logits, golden["logits"], rtol=1e-3, atol=1e-3)
+    model.close()
 
 
 def test_a_layer_for_drafts_stays_on_the_host():

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kttrio.config import ExpertConfig
 from kttrio.layers.fp8_linear import Fp8Linear
 from kttrio.models.base import read_blueprint
-from kttrio.models.stored import keep_fp8
+from kttrio.models.blocks.stored import keep_fp8
+from kttrio.models.loading import estimate, load_model
 from kttrio.weights.checkpoint import Checkpoint
 from kttrio.weights.loader import Countdown, fill
 from tests.golden import FIXTURES, load_golden, reference_model, run_alone
@@ -68,3 +70,15 @@ def test_rounded_activations_come_near():
     name = "glm4_moe_fp8"
     golden, found = load_golden(FIXTURES / name)["logits"], logits(build(name, "w8a8"), name)
     assert 0.98 < F.cosine_similarity(found.flatten(), golden.flatten(), dim=0) < 0.9999
+
+
+def test_loading_keeps_them_where_kernels_multiply():
+    """The estimate of the dense weights says so too; without kernels they are widened."""
+    directory, config = FIXTURES / "qwen3_next_fp8", ExpertConfig(kt_cpuinfer=1)
+    arguments = {"dtype": torch.float32, "experts": config}
+    for backend in ("torch", "triton"):
+        model = load_model(directory, max_step_tokens=64, backend=backend, **arguments)
+        assert bool(kept(model)) is (backend == "triton")
+        dense_bytes = estimate(directory, backend=backend, **arguments).dense_bytes
+        assert dense_bytes == model.dense_bytes
+        model.close()

@@ -30,6 +30,7 @@ def test_every_kernel_fits_into_a_consumer_chip(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     launches = [json.loads(line) for line in done.stdout.splitlines()]
     kernels = {(kernel, chip) for _, kernel, chip, _ in launches}
-    names = ("_decode", "_prefill", "_latent", "_sparse", "_join")
+    names = ("_decode", "_prefill", "_latent", "_sparse", "_join", "_gate_up", "_down", "_sum")
+    names += ("_linear", "_solve", "_pass", "_recall")
     assert kernels == {(name, chip) for name in names for chip in (80, 90)}
     assert [launch for launch in launches if launch[3] > SHARED_MEMORY] == []

@@ -435,7 +435,10 @@ class ExpertLayer(_Owner):
         up_scale: Tensor | None = None,
         down_scale: Tensor | None = None,
     ) -> None:
-        """Fill the tensors with an expert that is set, bit for bit as `set_expert` took them."""
+        """Fill the tensors with an expert that is set, bit for bit as `set_expert` took them.
+
+        On the calling thread alone, beside forwards and beside other threads that do the same.
+        """
         matrices, scales = (gate, up, down), (gate_scale, up_scale, down_scale)
         block = self._expert(matrices, scales)
         _call("ktt_layer_get_expert", self.handle, _int32("expert", expert), ctypes.byref(block))
@@ -484,18 +487,22 @@ class ExpertLayer(_Owner):
         num_tokens: Tensor | None = None,
         ready: Tensor | None = None,
         done: Tensor | None = None,
+        by_waiter: bool = False,
     ) -> Job:
         """A forward of at most `max_tokens` tokens with these tensors, to be started many times.
 
         They are read when the job runs, and kept alive by it. `num_tokens`, `ready` and `done` are
         int32 [1], in pinned memory if a device is to write or read them: how many of the tokens
         count; a counter of the submissions whose input is there, which the job waits for; the
-        number of submissions that have run, which it stores.
+        number of submissions that have run, which it stores. `by_waiter`, which goes without these
+        two: it runs in the thread that waits for it.
         """
         tensors = (x, ids, weights, out)
         args = self._forward_args(tensors, accumulate=accumulate)
         flags = {"num_tokens": num_tokens, "ready": ready, "done": done}
-        job = Job(self, args, flags, keep_alive=tensors)
+        if by_waiter and not (ready is None and done is None):
+            raise NativeError("a job that its waiter runs has no use for ready and done")
+        job = (WaitersJob if by_waiter else Job)(self, args, flags, keep_alive=tensors)
         self._jobs.add(job)
         return job
 
@@ -611,6 +618,62 @@ class Job(_Owner):
     def join(self) -> None:
         """Block until it has run; what went wrong is kept for the next `wait`."""
         _library().ktt_job_wait_on_stream(self.handle)
+
+
+class WaitersJob(Job):
+    """A job that runs in the thread that waits for it, as `ExpertLayer.forward` does.
+
+    Where host and device are the same processor nothing is won by doing both at once, and handing
+    over to another thread takes its time.
+    """
+
+    def __init__(
+        self,
+        layer: ExpertLayer,
+        args: _Forward,
+        flags: Mapping[str, Tensor | None],
+        *,
+        keep_alive: Sequence[Tensor],
+    ) -> None:
+        super().__init__(layer, args, flags, keep_alive=keep_alive)
+        self._layer, self._args = layer, args
+        self._num_tokens, self._most_tokens = flags["num_tokens"], args.num_tokens
+        self._is_pending = False
+        self._error: NativeError | None = None
+
+    def submit(self) -> None:
+        if self._is_pending:
+            raise NativeError("this job is still pending; wait for it before it is submitted again")
+        self._is_pending = bool(self.handle)  # an error once it is closed
+
+    def wait(self) -> None:
+        self.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def join(self) -> None:
+        if not self._is_pending:
+            return
+        self._is_pending = False
+        try:
+            self._forward()
+        except NativeError as error:
+            self._error = self._error or error
+
+    def close(self) -> None:
+        self._is_pending = False
+        super().close()
+
+    def _forward(self) -> None:
+        if self._num_tokens is not None:
+            self._args.num_tokens = c_int32.from_address(self._num_tokens.data_ptr()).value
+        if not 0 <= self._args.num_tokens <= self._most_tokens:
+            raise NativeError(
+                f"num_tokens is {self._args.num_tokens}, but this job takes from 0 to "
+                f"{self._most_tokens}"
+            )
+        _call("ktt_layer_forward", self._layer.handle, ctypes.byref(self._args))
 
 
 def _flag_address(name: str, flag: Tensor | None) -> int | None:

@@ -26,7 +26,7 @@ from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.served_model import ServedModel
 from kttrio.server.serving import open_listeners, serve_http
-from kttrio.server.state import AppState, Placement, Recording
+from kttrio.server.state import AppState, Count, Placement, Recording
 from kttrio.text.images import ImageFormat
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -94,6 +94,8 @@ class Parts:
     """Of the experts that are used; None: the flags ask for none."""
     placement: Placement | None = None
     """Of experts on the device, following those in use; None: the flags ask for none."""
+    count: Count | None = None
+    """What of the runner changes while it runs."""
 
 
 Build = Callable[[Settings, Face], Parts]
@@ -102,6 +104,7 @@ Build = Callable[[Settings, Face], Parts]
 def build_parts(settings: Settings, face: Face) -> Parts:
     """Load the checkpoint: the text side first, because its errors come at once. Blocking."""
     # Here and not above: they import torch, seconds that a mistyped flag should not take.
+    from kttrio.experts.selfcheck import ExpertsDiffer
     from kttrio.models.base import read_blueprint
     from kttrio.runner.build import build_runner
     from kttrio.runner.memory import MemoryPlan, format_bytes
@@ -121,8 +124,17 @@ def build_parts(settings: Settings, face: Face) -> Parts:
         raise ConfigError(f"--model {settings.directory}: {error}") from error
     except NativeError as error:
         raise ConfigError(str(error)) from error
+    except ExpertsDiffer as error:
+        raise ServerFailed(str(error)) from error
     facts = {"path": str(settings.directory), **model.facts, **runner.facts}
-    return Parts(runner, model, facts, recording=runner.recorder, placement=runner.updater)
+    return Parts(
+        runner,
+        model,
+        facts,
+        recording=runner.recorder,
+        placement=runner.updater,
+        count=runner.count,
+    )
 
 
 def _check_vocabulary(model: ServedModel, vocab_size: int) -> None:
@@ -188,6 +200,7 @@ class _Server:
             seeds=Random(settings.runner.engine.random_seed),
             recording=parts.recording,
             placement=parts.placement,
+            count=parts.count,
         )
         self._closing = trio.Event()
         self._closed = trio.Event()

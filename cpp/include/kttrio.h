@@ -120,7 +120,8 @@ typedef struct {
  * between forwards. */
 KTT_API int32_t ktt_layer_set_expert(ktt_layer* layer, int32_t expert, const ktt_expert* source);
 
-/* Copies an expert that is set out again, bit for bit as it came in. */
+/* Copies an expert that is set out again, bit for bit as it came in. On the calling thread alone,
+ * so that forwards are not held up; several threads may do so at a time. */
 KTT_API int32_t ktt_layer_get_expert(ktt_layer* layer, int32_t expert, const ktt_expert* target);
 
 /* Takes an expert out and gives its memory back; one that is not set is fine. */

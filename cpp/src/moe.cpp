@@ -1,6 +1,8 @@
 #include "moe.h"
 
 #include <algorithm>
+#include <mutex>
+#include <shared_mutex>
 #include <string>
 #include <utility>
 
@@ -45,7 +47,10 @@ Layer::Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Activation
   engine_->scratch.reserve(scratch_need());
 }
 
-Layer::~Layer() { engine_->pool.wait_until_idle(); }
+Layer::~Layer() {
+  engine_->pool.wait_until_idle();
+  const std::unique_lock last_reader(weights_);
+}
 
 Scratch::Need Layer::scratch_need() const {
   const size_t num_choices = limits_.max_tokens * limits_.max_top_k;
@@ -85,6 +90,7 @@ size_t Layer::num_bytes() const {
 
 void Layer::set_expert(size_t expert, const ExpertSource& source) {
   const auto held = engine_->pool.lock();
+  const std::unique_lock changing(weights_);
   unset(expert);
   auto& counts = engine_->scratch.counts;
   for (size_t i = 0; i < slices_.size(); ++i) {
@@ -104,20 +110,19 @@ void Layer::set_expert(size_t expert, const ExpertSource& source) {
 }
 
 void Layer::get_expert(size_t expert, const ExpertTarget& target) const {
-  const auto held = engine_->pool.lock();
+  const std::shared_lock reading(weights_);
   if (!is_set_[expert]) {
     throw Error(ErrorCode::kInvalidArgument,
                 "expert " + std::to_string(expert) + " has no weights here; set them first");
   }
-  auto& counts = engine_->scratch.counts;
-  for (size_t i = 0; i < slices_.size(); ++i) counts[i] = slices_[i].num_panels();
-  engine_->pool.parallel_for(counts, [&](Pool::Place place, size_t i) {
-    slices_[place.part].unpack_panel(expert, i, target);
-  });
+  for (const ExpertSlice& slice : slices_) {
+    for (size_t i = 0; i < slice.num_panels(); ++i) slice.unpack_panel(expert, i, target);
+  }
 }
 
 void Layer::clear_expert(size_t expert) {
   const auto held = engine_->pool.lock();
+  const std::unique_lock changing(weights_);
   if (!is_set_[expert]) return;
   unset(expert);
   release(expert);

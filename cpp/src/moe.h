@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <shared_mutex>
 #include <vector>
 
 #include "dispatch.h"
@@ -56,7 +57,7 @@ class Layer {
   Layer(std::shared_ptr<Engine> engine, const LayerShape& shape, Activation activation,
         LayerLimits limits);
 
-  ~Layer();  // waits for a forward under way
+  ~Layer();  // waits for a forward under way, and for whoever reads an expert
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
 
@@ -67,7 +68,8 @@ class Layer {
 
   // Throws Error when a weight or scale is refused; the expert then counts as not set.
   void set_expert(size_t expert, const ExpertSource& source);
-  // Throws Error when the expert is not set.
+  // On the calling thread alone, beside forwards and other callers: whoever reads many experts does
+  // not hold up a forward. Throws Error when the expert is not set.
   void get_expert(size_t expert, const ExpertTarget& target) const;
   void clear_expert(size_t expert);
 
@@ -86,7 +88,10 @@ class Layer {
   ActivationKernels kernels_;
   std::vector<ExpertSlice> slices_;     // [part]
   std::vector<size_t> activation_row_;  // [part]: bytes of a row of down's operands
-  std::vector<bool> is_set_;            // [num_experts]
+  // Whoever changes weights, or which experts are set, holds this and the pool; whoever reads them
+  // holds one of both.
+  mutable std::shared_mutex weights_;
+  std::vector<bool> is_set_;  // [num_experts]
   size_t num_set_ = 0;
 };
 

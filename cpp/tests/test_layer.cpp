@@ -1,6 +1,7 @@
 // Whole layers on every runnable kernel table, the AMX model among them: right, and bit for bit the
 // same whatever the batch, the number of threads and the number of calls.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -424,6 +425,34 @@ TEST(experts_come_out_as_they_went_in) {
       }
     }
   }
+}
+
+TEST(experts_are_read_beside_forwards_and_changes) {
+  const Case c(shape_of(WeightFormat::kFp8, 64, 32), Batch(4, 64, 12));
+  const auto layer = layer_of(c, *runnable_tables()[0], Activation::kFloat32, options_of(2, 2));
+  std::atomic<size_t> num_right{0};
+  const auto read = [&] {
+    for (int i = 0; i < 20; ++i) {
+      Expert copy = c.experts[1];
+      for (Matrix* m : {&copy.gate, &copy.up, &copy.down}) {
+        std::fill(m->stored.begin(), m->stored.end(), std::byte{0x5A});
+      }
+      layer->get_expert(1,
+                        {copy.gate.stored.data(), copy.up.stored.data(), copy.down.stored.data(),
+                         copy.gate.scales.data(), copy.up.scales.data(), copy.down.scales.data()});
+      num_right +=
+          copy.up.stored == c.experts[1].up.stored && copy.down.stored == c.experts[1].down.stored;
+    }
+  };
+  std::thread first(read);
+  std::thread second(read);
+  for (int i = 0; i < 10; ++i) {
+    layer->clear_expert(0);
+    layer->set_expert(0, c.experts[0].source());
+  }
+  first.join();
+  second.join();
+  CHECK_EQUAL(num_right.load(), size_t{40});
 }
 
 TEST(only_what_is_set_comes_out) {

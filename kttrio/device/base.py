@@ -74,7 +74,13 @@ class JobMaker(Protocol):
     """`ExpertLayer.job` with its tensors given: what is left are the flags of a device that says in
     memory when they are there."""
 
-    def __call__(self, *, ready: Tensor | None = None, done: Tensor | None = None) -> Job: ...
+    def __call__(
+        self,
+        *,
+        ready: Tensor | None = None,
+        done: Tensor | None = None,
+        by_waiter: bool = False,
+    ) -> Job: ...
 
 
 class Device(Protocol):

@@ -2,7 +2,7 @@
 
 The main stream is the calling thread itself: what it is given is done when the call returns. So is
 what other streams are given, until one of them has to wait for a job or another stream: the rest
-then stays until somebody waits for it. Thus a job runs beside the main stream's work here, too.
+then stays until somebody waits for it. Jobs that are made here run then, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections import deque
 from dataclasses import dataclass
 from threading import RLock
 
-from kttrio.device.twin import Books, Call, Finish, TwinDevice, TwinStream, Wait
+from kttrio.device.base import JobMaker
+from kttrio.device.twin import Books, Call, Finish, Run, TwinDevice, TwinStream, Wait
+from kttrio.native import Job
 
 
 class HostStream(TwinStream):
@@ -50,12 +52,14 @@ class HostStream(TwinStream):
             raise failure
 
     def _give(self, call: Call) -> None:
-        stays = not self._is_main and (bool(self._left) or _waits(call))
-        self._left.append(call)
         self._num_given += 1
-        if not stays:
-            self.drain()
-            self.raise_failure()
+        if not self._is_main and (self._left or _waits(call)):
+            self._left.append(call)
+            return
+        try:
+            _do_now(call)
+        finally:
+            self.num_done += 1
 
     def _mark(self) -> HostEvent:
         return HostEvent(self, self._num_given)
@@ -83,6 +87,14 @@ class HostEvent:
         self.stream.raise_failure()
 
 
+def _do_now(call: Call) -> None:
+    """In the mode in which it was handed over."""
+    if isinstance(call, Run):
+        call.work()
+    else:
+        call()
+
+
 def _waits(call: Call) -> bool:
     if isinstance(call, Wait) and isinstance(call.event, HostEvent):
         return not call.event.has_passed
@@ -94,3 +106,8 @@ class HostDevice(TwinDevice):
 
     def _new_stream(self, name: str, books: Books) -> HostStream:
         return HostStream(name, books, is_main=not self._streams)
+
+    def new_job(self, make: JobMaker) -> Job:
+        """One that runs where it is waited for: beside the main stream's work it would only take
+        the processor from it."""
+        return make(by_waiter=True)

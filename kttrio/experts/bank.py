@@ -7,6 +7,7 @@ Where they come from is told in source.py, in which format in formats.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -180,6 +181,9 @@ class ExpertBank:
         self._layers.clear()
         if self.sides is not None:
             self.sides.close()
+            # A stream may still have a job before it, and what went wrong is nobody's any more.
+            with suppress(Exception):
+                self.sides.division.device.synchronize()
         for layer in self.host_layers:
             layer.close()
         self.host_layers.clear()

@@ -6,6 +6,7 @@ end, so that a pass that fails leaves nothing to another one.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -32,6 +33,34 @@ class Rows(NamedTuple):
 
     def collect(self) -> None:
         """There is nothing to wait for."""
+
+
+class Due:
+    """What must be there at the end of a layer. It is collected there, whatever has gone wrong."""
+
+    def __init__(self) -> None:
+        self._owed: list[Owed] = []
+
+    def add(self, owed: Owed) -> None:
+        self._owed.append(owed)
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """In the order in which they were added, after the end."""
+        return [owed.rows for owed in self._owed]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with ExitStack() as all_of_them:
+            for owed in reversed(self._owed):
+                all_of_them.callback(owed.collect)
 
 
 class Carry:

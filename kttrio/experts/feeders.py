@@ -6,8 +6,10 @@ cache, and hands their copy to a stream of its own. Who computes them is not kno
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from queue import SimpleQueue
 from threading import Lock
 from typing import NamedTuple
@@ -21,8 +23,10 @@ from kttrio.experts.source import Matrices
 
 _MOST_FEEDERS = 8
 _THREADS_PER_FEEDER = 8  # of the pool, which decodes meanwhile
-_STAGINGS_PER_FEEDER = 2  # one is filled while the other is copied
-_STAGING_BYTES = 4 * 2**20  # makes Python's share small, and still fits the cache
+_BEING_COPIED = 2  # stagings, while each feeder fills another
+_STAGING_BYTES = 8 * 2**20  # all of them fit a large cache, and Python's share is small
+_LEAST_LOADS = 4  # that a half of the ring is filled with: several at a time
+_NAP = 50e-6  # seconds: less than a copy takes
 
 
 def num_feeders(pool_threads: int) -> int:
@@ -30,15 +34,15 @@ def num_feeders(pool_threads: int) -> int:
     return max(2, min(_MOST_FEEDERS, pool_threads // _THREADS_PER_FEEDER))
 
 
-def batch_size(shape: SlotShape) -> int:
-    """Experts that are unpacked and copied at once."""
-    return max(1, _STAGING_BYTES // shape.nbytes)
+def batch_size(expert_bytes: int, num_slots: int) -> int:
+    """Experts of a ring of so many slots that are unpacked and copied at once."""
+    return max(1, min(_STAGING_BYTES // expert_bytes, num_slots // 2 // _LEAST_LOADS))
 
 
-def staging_bytes(shape: SlotShape, pool_threads: int) -> int:
-    """Pinned memory that `Feeders` take."""
-    num_stagings = _STAGINGS_PER_FEEDER * num_feeders(pool_threads)
-    return num_stagings * batch_size(shape) * shape.nbytes
+def most_staging_bytes(expert_bytes: int, num_slots: int) -> int:
+    """Pinned memory that the feeders of such a ring take, however many threads there are."""
+    num_stagings = _MOST_FEEDERS + _BEING_COPIED
+    return num_stagings * batch_size(expert_bytes, num_slots) * expert_bytes
 
 
 class Load(NamedTuple):
@@ -54,23 +58,27 @@ class Load(NamedTuple):
 class Feeders:
     """Fill slots, in the order in which they are told to as far as they get on alike.
 
-    `threads` runs what they do, and ends with them; default: threads of their own.
+    `room` are the slots that they ever fill. `threads` runs what they do, and ends with them;
+    default: threads of their own.
     """
 
     def __init__(
         self,
         slots: ExpertSlots,
+        room: range,
         device: Device,
         *,
         pool_threads: int,
         threads: Executor | None = None,
     ) -> None:
         count = num_feeders(pool_threads)
-        self.slots, self.device, self.batch = slots, device, batch_size(slots.shape)
+        self.slots, self.room, self.device = slots, room, device
+        self.batch = batch_size(slots.shape.nbytes, len(room))
         self._threads = threads or ThreadPoolExecutor(count, thread_name_prefix="feeder")
         self._stagings: SimpleQueue[_Staging] = SimpleQueue()  # the one longest out of use first
-        for _ in range(_STAGINGS_PER_FEEDER * count):
+        for _ in range(count + _BEING_COPIED):
             self._stagings.put(_Staging(slots.shape, self.batch, device))
+        self._rooms: dict[tuple[int, int], Matrices] = {}
         self._copies = device.open_stream("experts")
         self._handing = Lock()  # a stream is handed work by one thread at a time
 
@@ -99,14 +107,19 @@ class Feeders:
     def _copy(self, staging: _Staging, load: Load) -> Event:
         if load.free is not None:
             self._copies.wait(load.free)
-        end = load.first_slot + len(load.experts)
-        target = self.slots.stacks.map(lambda stack: stack[load.first_slot : end])
-        source = staging.stacks.map(lambda stack: stack[: len(load.experts)])
+        num_experts = len(load.experts)
+        target = self._room(load.first_slot, load.first_slot + num_experts)
         try:
-            self._copies.run(partial(target.copy_, source))
+            self._copies.run(partial(target.copy_, staging.first(num_experts)))
         finally:  # some of it may be under way even then
             staging.copied = self._copies.record()
         return staging.copied
+
+    def _room(self, begin: int, end: int) -> Matrices:
+        """Some slots; views are kept, for making them takes as long as a small copy."""
+        if (begin, end) not in self._rooms:
+            self._rooms[begin, end] = self.slots.stacks.map(itemgetter(slice(begin, end)))
+        return self._rooms[begin, end]
 
 
 class _Staging:
@@ -116,19 +129,25 @@ class _Staging:
         def room(tensor: torch.Tensor) -> torch.Tensor:
             return device.pinned(batch, *tensor.shape, dtype=tensor.dtype)
 
-        self.stacks = shape.outline().map(room)
+        stacks = shape.outline().map(room)
+        numbers = range(batch)
+        self._experts = [stacks.map(itemgetter(at)) for at in numbers]
+        self._firsts = [stacks.map(itemgetter(slice(at + 1))) for at in numbers]
         self.copied: Event | None = None
-        self._experts = [self._expert(index) for index in range(batch)]
 
     def wait(self) -> None:
-        """Until what was in it has been copied."""
+        """Until what was in it has been copied; asleep, for the cores belong to the pool."""
         copied, self.copied = self.copied, None
-        if copied is not None:
-            copied.synchronize()
+        if copied is None:
+            return
+        while not copied.is_done:
+            time.sleep(_NAP)
+        copied.synchronize()  # raises what went wrong
 
     def unpack(self, load: Load) -> None:
         for room, expert in zip(self._experts, load.experts, strict=False):
             room.unpack_from(load.layer, expert)
 
-    def _expert(self, index: int) -> Matrices:
-        return self.stacks.map(lambda stack: stack[index])
+    def first(self, num_experts: int) -> Matrices:
+        """What `unpack` fills for so many, one at least."""
+        return self._firsts[num_experts - 1]

@@ -110,19 +110,33 @@ class Handoff:
 class Sent:
     """Tokens that one job was started for, until its results are back. `Owed`."""
 
-    def __init__(
-        self, handoff: Handoff, job: native.Job, errand: Errand, given: tuple[Tensor, ...]
-    ) -> None:
-        self._handoff, self._job = handoff, job
+    def __init__(self, handoff: Handoff, way: Way, given: tuple[Tensor, ...]) -> None:
+        self._handoff, self._way = handoff, way
         self._given = given  # the side stream may still read it
-        num_tokens = len(given[0])
-        self._out, self.rows = errand.out[:num_tokens], errand.back[:num_tokens]
+        self.rows = way.back
 
     def collect(self) -> None:
-        stream = self._handoff.stream
-        stream.finish(self._job)
-        stream.run(partial(self.rows.copy_, self._out, non_blocking=True))
+        stream, way = self._handoff.stream, self._way
+        stream.finish(way.job)
+        stream.run(partial(way.back.copy_, way.out, non_blocking=True))
         self._handoff.device.main.wait(stream.record())
+
+
+class Way(NamedTuple):
+    """An errand for a number of tokens, and its job."""
+
+    job: native.Job
+    ids: Tensor
+    out: Tensor
+    back: Tensor
+
+
+class Ways(NamedTuple):
+    """A lane for a number of tokens."""
+
+    x: Tensor
+    weights: Tensor
+    ways: tuple[Way, ...]
 
 
 class HostSide:
@@ -130,13 +144,11 @@ class HostSide:
 
     def __init__(self, layer: native.ExpertLayer, handoff: Handoff, lane: Lane) -> None:
         self._layer, self._handoff, self._lane = layer, handoff, lane
-        self.max_tokens = handoff.shape.max_tokens
-        """Of one call."""
-        self._shared = [
-            self._new_job(place, self.max_tokens, count=lane.num_tokens)
-            for place in range(len(lane.errands))
-        ]
-        self._kept: dict[tuple[int, int], native.Job] = {}  # by place and number of tokens
+        most = handoff.shape.max_tokens
+        self._shared = tuple(
+            self._new_job(errand, most, num_tokens=lane.num_tokens) for errand in lane.errands
+        )
+        self._kept: dict[int, Ways] = {}  # by number of tokens
 
     def start(self, x: Tensor, weights: Tensor, *ids: Tensor) -> list[Sent]:
         """Hand over tokens, for each of `ids` as a job of its own, in their order.
@@ -144,40 +156,52 @@ class HostSide:
         x [tokens, hidden]; weights and each of ids [tokens, top_k] on the device, -1 for who is not
         meant. All that is returned must be collected before the next start.
         """
-        stream, num_tokens = self._handoff.stream, len(x)
-        jobs = [self._job(place, num_tokens) for place in range(len(ids))]
-        stream.wait(self._handoff.device.main.record())
-        stream.run(partial(self._hand_over, x, weights, ids))
-        for job in jobs:
-            stream.start(job)
-        errands = self._lane.errands
-        given = (x, weights, *ids)
-        return [Sent(self._handoff, *pair, given) for pair in zip(jobs, errands, strict=False)]
+        handoff, given = self._handoff, (x, weights, *ids)
+        stream, ways = handoff.stream, self._ways(len(x))
+        stream.wait(handoff.device.main.record())
+        stream.run(partial(self._hand_over, ways, given))
+        sent = []
+        for way, _ in zip(ways.ways, ids, strict=False):
+            stream.start(way.job)
+            sent.append(Sent(handoff, way, given))
+        return sent
 
-    def _hand_over(self, x: Tensor, weights: Tensor, ids: tuple[Tensor, ...]) -> None:
-        lane, num_tokens = self._lane, len(x)
-        lane.x[:num_tokens].copy_(x, non_blocking=True)
-        lane.weights[:num_tokens].copy_(weights, non_blocking=True)
-        for errand, rows in zip(lane.errands, ids, strict=False):
-            errand.ids[:num_tokens].copy_(rows, non_blocking=True)
+    def _hand_over(self, ways: Ways, given: tuple[Tensor, ...]) -> None:
+        x, weights, *ids = given
+        ways.x.copy_(x, non_blocking=True)
+        ways.weights.copy_(weights, non_blocking=True)
+        for way, rows in zip(ways.ways, ids, strict=False):
+            way.ids.copy_(rows, non_blocking=True)
+        num_tokens = x.shape[0]
         if num_tokens > MOST_KEPT:
             count = self._handoff.counts[num_tokens : num_tokens + 1]
-            lane.num_tokens.copy_(count, non_blocking=True)
+            self._lane.num_tokens.copy_(count, non_blocking=True)
 
-    def _job(self, place: int, num_tokens: int) -> native.Job:
+    def _ways(self, num_tokens: int) -> Ways:
         if num_tokens > MOST_KEPT:
-            return self._shared[place]
-        key = place, num_tokens
-        if key not in self._kept:
-            self._kept[key] = self._new_job(place, num_tokens)
-        return self._kept[key]
+            return self._new_ways(num_tokens, self._shared)
+        if num_tokens not in self._kept:
+            jobs = (self._new_job(errand, num_tokens) for errand in self._lane.errands)
+            self._kept[num_tokens] = self._new_ways(num_tokens, tuple(jobs))
+        return self._kept[num_tokens]
 
-    def _new_job(self, place: int, num_tokens: int, count: Tensor | None = None) -> native.Job:
-        lane, errand = self._lane, self._lane.errands[place]
-        return self._layer.job(
-            lane.x[:num_tokens],
-            errand.ids[:num_tokens],
-            lane.weights[:num_tokens],
-            errand.out[:num_tokens],
-            num_tokens=count,
+    def _new_ways(self, num_tokens: int, jobs: tuple[native.Job, ...]) -> Ways:
+        first = slice(num_tokens)
+        ways = (
+            Way(job, *(tensor[first] for tensor in errand))
+            for job, errand in zip(jobs, self._lane.errands, strict=True)
         )
+        return Ways(self._lane.x[first], self._lane.weights[first], tuple(ways))
+
+    def _new_job(
+        self, errand: Errand, num_rows: int, num_tokens: Tensor | None = None
+    ) -> native.Job:
+        make = partial(
+            self._layer.job,
+            self._lane.x[:num_rows],
+            errand.ids[:num_rows],
+            self._lane.weights[:num_rows],
+            errand.out[:num_rows],
+            num_tokens=num_tokens,
+        )
+        return self._handoff.device.new_job(make)

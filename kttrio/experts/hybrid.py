@@ -7,7 +7,7 @@ meanwhile, and adds up what has come back.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kttrio.device.base import Device
 from kttrio.experts.block import Beside
-from kttrio.experts.carry import Carry, Rows
+from kttrio.experts.carry import Carry, Due, Rows
 from kttrio.experts.handoff import HostSide
-from kttrio.experts.passing import RingSide
+from kttrio.experts.passing import Passing, RingSide
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, ExpertSlots, Residency
 from kttrio.experts.streamed import Part
@@ -29,6 +29,16 @@ class DeviceSide:
 
     def __init__(self, residency: Residency, slots: ExpertSlots, device: Device) -> None:
         self.residency, self._slots, self._device = residency, slots, device
+        self.served = torch.zeros(1, dtype=torch.int64, device=device.where)
+        """Choices that were served here, since the start; on the device."""
+
+    def split(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The slots of choices, -1 where they are on the host, and the others' ids, -1 where they
+        are here: ids and both [tokens, top_k] int32."""
+        slots = self.residency.slots(ids)
+        is_here = slots != NOWHERE
+        self.served.add_(is_here.sum())
+        return slots, ids.masked_fill(is_here, NOWHERE)
 
     def forward(self, x: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
         """Their weighted sum, [tokens, hidden] float32; slots [tokens, top_k], -1: not here."""
@@ -64,24 +74,28 @@ class HybridExperts:
     Against all experts on the host, the same sums are rounded at other places. There the routed
     experts' sum is rounded to the model's dtype, and once more with the shared expert's added. Here
     the host's part is rounded for its way back; the device's part, in float32, the shared expert,
-    the host's part and what was deferred are then added in float32, in this order, and the sum is
+    what was deferred and the host's part are then added in float32, in this order, and the sum is
     rounded once. In float32 only the order of additions differs.
 
-    A token's result depends neither on the others nor on how a prompt is cut.
+    Without a ring a token's result depends neither on the others nor on how a prompt is cut. With
+    one, the tokens of a call decide together which of the host's experts come to the device for it:
+    these are then rounded as the device's are.
     """
 
     def __init__(
         self,
-        host: HostSide,
+        host: HostSide | None,
         device: DeviceSide | None,
         ring: RingSide | None = None,
         *,
+        max_tokens: int,
         num_deferred: int = 0,
     ) -> None:
-        """`device` is None where no expert lives on it, now or later, `ring` where none passes
-        through it. `num_deferred`: see `Division.max_deferred`."""
+        """A side is None where no expert lives, now or later, `ring` where none passes through it.
+        `max_tokens`: of a call of `forward`. `num_deferred`: see `Division.max_deferred`."""
         self._host, self._device, self._ring = host, device, ring
-        self._num_deferred = num_deferred
+        self._piece = max_tokens
+        self._num_deferred = 0 if host is None else num_deferred
 
     def forward(
         self,
@@ -93,26 +107,35 @@ class HybridExperts:
         """As `Experts.forward`. What goes wrong on the host is raised where the device is
         synchronised; the result is then of no use."""
         split = self._split(routing, num_deferred=0 if carry is None else self._num_deferred)
-        owed = None if carry is None else carry.take()
         now, *late_ids = split.host
         passing = None if self._ring is None else self._ring.choose(now)
-        parts: list[Tensor] = []
-        with ExitStack() as under_way:
-            if owed is not None:
-                under_way.callback(owed.collect)
-            left = now if passing is None else passing.left
-            sent, *late = self._host.start(x, routing.weights, left, *late_ids)
-            under_way.callback(sent.collect)
-            if carry is not None and late:
-                carry.owe(*late)
-            if self._device is not None and split.slots is not None:
-                parts.append(self._device.forward(x, split.slots, routing.weights))
-            if beside is not None:
-                parts.append(beside())
-            if passing is not None:
-                parts.append(passing.sum(x, routing.weights))
-        parts.append(sent.rows)
-        return _sum(parts if owed is None else [*parts, owed.rows], x.dtype)
+        with Due() as due:
+            if carry is not None and (owed := carry.take()) is not None:
+                due.add(owed)
+            if self._host is not None:
+                left = now if passing is None else passing.left
+                sent, *late = self._host.start(x, routing.weights, left, *late_ids)
+                due.add(sent)
+                if carry is not None and late:
+                    carry.owe(*late)
+            parts = list(self._meanwhile(x, routing.weights, split.slots, passing, beside))
+        return _sum([*parts, *due.rows], x.dtype)
+
+    def _meanwhile(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        slots: Tensor | None,
+        passing: Passing | None,
+        beside: Beside | None,
+    ) -> Iterator[Tensor]:
+        """What the device computes while the host works."""
+        if self._device is not None and slots is not None:
+            yield self._device.forward(x, slots, weights)
+        if beside is not None:
+            yield beside()
+        if passing is not None:
+            yield passing.sum(x, weights)
 
     def stream(
         self, x: Tensor, routing: Routing, out: Tensor, carry: Carry | None = None
@@ -133,7 +156,7 @@ class HybridExperts:
     def _in_pieces(
         self, x: Tensor, routing: Routing, out: Tensor, late: Tensor | None
     ) -> Iterator[None]:
-        for rows in _pieces(len(x), self._host.max_tokens):
+        for rows in _pieces(len(x), self._piece):
             with Carry() as short:
                 piece = Routing(routing.ids[rows], routing.weights[rows])
                 carry = None if late is None else short
@@ -163,15 +186,14 @@ class HybridExperts:
     ) -> Iterator[None]:
         if self._device is None or slots is None:
             return
-        for rows in _pieces(len(x), self._host.max_tokens):
+        for rows in _pieces(len(x), self._piece):
             self._device.add(x[rows], slots[rows], weights[rows], out[rows])
             yield
 
     def _split(self, routing: Routing, *, num_deferred: int) -> Split:
         slots, host = None, routing.ids
         if self._device is not None:
-            slots = self._device.residency.slots(routing.ids)
-            host = host.masked_fill(slots != NOWHERE, NOWHERE)
+            slots, host = self._device.split(routing.ids)
         if not num_deferred:
             return Split(slots, (host,))
         late = _least(routing.weights, num_deferred)
@@ -189,6 +211,8 @@ def _least(weights: Tensor, number: int) -> Tensor:
 def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     """A new tensor: what is added up, in float32, from the first to the last."""
     first, *others = parts
+    if [part.dtype for part in parts] == [dtype, dtype]:  # torch does the same in one operation
+        return torch.add(*parts)
     total = first.to(torch.float32, copy=True)
     for part in others:
         total.add_(part)

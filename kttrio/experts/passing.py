@@ -58,7 +58,7 @@ class RingSide:
     def prefetch_next(self) -> None:
         """Let copies for the next layer run under what comes before it."""
         if self.next is not None:
-            self.next.prefetch(_numbers(~self.next.residency.mask))
+            self.next.prefetch(self.next.residency.absent)
 
     def _counts(self, ids: Tensor) -> Tensor:
         """Choices of each expert, [experts] on the host: waits for the device."""

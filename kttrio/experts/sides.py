@@ -42,6 +42,7 @@ class Sides:
             shape = common_shape(division, plan, maps)
             self.slots = ExpertSlots(shape, division.num_slots, device=where)
         self.residencies = [Residency(weights.num_experts, device=where) for weights in maps]
+        self.device_sides: list[DeviceSide] = []
         self.handoff = Handoff(handoff, division.device)
         self.ring = self._open_ring(maps, pool_threads)
         self._ring_sides: list[RingSide] = []
@@ -49,9 +50,10 @@ class Sides:
     def _open_ring(self, maps: Sequence[ExpertWeights], pool_threads: int) -> Ring | None:
         if self.slots is None or not self.division.num_ring_slots:
             return None
-        feeders = Feeders(self.slots, self.division.device, pool_threads=pool_threads)
+        room, device = self.division.ring, self.division.device
+        feeders = Feeders(self.slots, room, device, pool_threads=pool_threads)
         num_experts = max(weights.num_experts for weights in maps)
-        return Ring(feeders, self.division.ring, num_experts=num_experts)
+        return Ring(feeders, num_experts=num_experts)
 
     def close(self) -> None:
         """End the ring's threads, before the layers they read are closed."""
@@ -60,10 +62,11 @@ class Sides:
 
     def measure(self, layers: Sequence[native.ExpertLayer], dtype: torch.dtype) -> None:
         """What experts cost on each side, so that calls can be split: see costs.py."""
-        for layer, residency in zip(layers, self.residencies, strict=True):
-            experts = torch.nonzero(~residency.mask).flatten().tolist()
-            if self.ring is not None and experts:
-                self.ring.rates = measure(self.ring, layer, experts, dtype=dtype)
+        for layer, residency in zip(
+            layers[: len(self.division.mask)], self.residencies, strict=False
+        ):
+            if self.ring is not None and residency.absent:
+                self.ring.rates = measure(self.ring, layer, residency.absent, dtype=dtype)
                 return
 
     def take(self, layer: int, expert: int, matrices: Matrices) -> bool:
@@ -86,20 +89,31 @@ class Sides:
 
     def join(self, layer: int, host: native.ExpertLayer) -> HybridExperts:
         """A layer whose experts are all where they belong."""
-        lanes = self.handoff.lanes
         return HybridExperts(
-            HostSide(host, self.handoff, lanes[layer % len(lanes)]),
+            self._host_side(layer, host),
             self._device_side(layer),
             self._ring_side(layer, host),
+            max_tokens=self.handoff.shape.max_tokens,
             num_deferred=self.division.num_deferred(layer),
         )
 
-    def _device_side(self, layer: int) -> DeviceSide | None:
-        residency, division = self.residencies[layer], self.division
-        changes = division.num_spare_slots > 0 and layer < len(division.mask)
-        if self.slots is None or not (changes or residency.num_resident):
+    def _host_side(self, layer: int, host: native.ExpertLayer) -> HostSide | None:
+        if not (self._changes(layer) or self.residencies[layer].absent):
             return None
-        return DeviceSide(residency, self.slots, division.device)
+        lanes = self.handoff.lanes
+        return HostSide(host, self.handoff, lanes[layer % len(lanes)])
+
+    def _device_side(self, layer: int) -> DeviceSide | None:
+        residency = self.residencies[layer]
+        if self.slots is None or not (self._changes(layer) or residency.num_resident):
+            return None
+        side = DeviceSide(residency, self.slots, self.division.device)
+        self.device_sides.append(side)
+        return side
+
+    def _changes(self, layer: int) -> bool:
+        """Its experts may come to live elsewhere."""
+        return self.division.num_spare_slots > 0 and layer < len(self.division.mask)
 
     def _ring_side(self, layer: int, host: native.ExpertLayer) -> RingSide | None:
         if self.ring is None or layer >= len(self.division.mask):

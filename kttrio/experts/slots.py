@@ -118,6 +118,11 @@ class Residency:
         """[experts] bool on the host: who lives on the device."""
         return self.host_slot_of >= 0
 
+    @property
+    def absent(self) -> list[int]:
+        """The experts on the host."""
+        return (~self.mask).nonzero().flatten().tolist()
+
     def place(self, expert: int, slot: int) -> None:
         """The expert is in that slot from the next step on."""
         self._write(expert, slot)

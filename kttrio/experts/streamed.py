@@ -40,14 +40,15 @@ class Part(NamedTuple):
 
 
 class Ring:
-    """The slots `room` of the feeders' slots, shared by all layers whose experts fit them.
+    """The slots that feeders fill, shared by all layers whose experts fit them.
 
     Which experts share a launch depends on the call and on what was prefetched: sums of float32 may
     be in another order, and results differ by that rounding, by nothing else. Only the thread that
     computes calls it. A call that fails or is given up leaves the ring ready for the next.
     """
 
-    def __init__(self, feeders: Feeders, room: range, *, num_experts: int) -> None:
+    def __init__(self, feeders: Feeders, *, num_experts: int) -> None:
+        room = feeders.room
         if len(room) < LEAST_SLOTS:
             raise ValueError(f"a ring of {len(room)} slots, but it needs {LEAST_SLOTS}")
         middle = len(room) // 2
@@ -68,6 +69,11 @@ class Ring:
         """Experts copied to the device, those for nothing too."""
         self.num_wasted = 0
         """Experts that were prefetched for nothing."""
+
+    @property
+    def batch(self) -> int:
+        """Experts that are unpacked and copied at once."""
+        return self._feeders.batch
 
     @property
     def sent_bytes(self) -> int:
@@ -142,8 +148,8 @@ class Ring:
 
     def _parts(self, half: _Half, experts: list[int]) -> Iterator[dict[int, int]]:
         """Slots by expert, for each of the feeders' batches."""
-        for at in range(0, len(experts), self._feeders.batch):
-            yield dict(zip(experts[at : at + self._feeders.batch], half.room[at:], strict=False))
+        for at in range(0, len(experts), self.batch):
+            yield dict(zip(experts[at : at + self.batch], half.room[at:], strict=False))
 
     def _load(
         self, layer: native.ExpertLayer, slots: dict[int, int], *, free: Event | None

@@ -30,7 +30,7 @@ from kttrio.layers.vision import VisionTower
 from kttrio.weights.checkpoint import CheckpointError, read_json
 from kttrio.weights.loader import ExpertWeights, Weight
 
-NO_FAMILIES = ("base", "loading")
+NO_FAMILIES = ("base", "loading", "stored")
 
 
 @dataclass(frozen=True, slots=True)

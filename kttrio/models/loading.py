@@ -21,6 +21,7 @@ from kttrio.experts.foreign import open_experts, warn_of_another_source
 from kttrio.experts.formats import ExpertPlan, plan_declared, plan_experts
 from kttrio.experts.placement import ExpertGrid
 from kttrio.experts.scratch import ScratchShape, most_parts, scratch_shape
+from kttrio.experts.selfcheck import Checked, check_experts
 from kttrio.experts.source import open_source
 from kttrio.layers.backend import Backend
 from kttrio.layers.fp8_linear import best_scheme
@@ -106,6 +107,11 @@ class _Source:
     weights: list[Weight]
     expert_maps: list[ExpertWeights]
     plan: ExpertPlan
+
+    def checked(self, dtype: torch.dtype) -> Checked:
+        """What loaded experts are compared with; `dtype` is the model's."""
+        top_k = self.blueprint.shape.top_k
+        return Checked(self.experts, self.expert_maps, self.plan, top_k, dtype)
 
 
 def stored_experts(directory: Path) -> tuple[ExpertWeights, ...]:
@@ -289,6 +295,7 @@ def load_model(
         bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         undo.callback(bank.close)
         countdown = _load_experts(bank, source, experts, progress)
+        check_experts(bank, source.checked(dtype))
         device = torch.device("cpu") if division is None else division.device.where
         model = _outline_stored(source, bank, dtype, backend, device)
         model.to_empty(device=device)

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from kttrio.config import ConfigError, RunnerConfig
 from kttrio.device.base import Device
+from kttrio.experts.bank import ExpertBank
 from kttrio.experts.division import Division
 from kttrio.layers.cache import LayerCache
 from kttrio.models import base, loading
 from kttrio.plan import Capacity
 from kttrio.runner.device import find_machine, open_device
+from kttrio.runner.facts import facts
 from kttrio.runner.graphs import DecodeGraphs, GraphRoom
+from kttrio.runner.hits import Hits
 from kttrio.runner.machine import available_cores
 from kttrio.runner.memory import MemoryPlan
 from kttrio.runner.planning import Start, extras, plan_start
 from kttrio.runner.portion import ALL_ON_HOST, choose_mask, recorded_counts
-from kttrio.runner.recording import describe, make_directory, new_recorder
+from kttrio.runner.recording import make_directory, new_recorder
 from kttrio.runner.runner import Runner
 from kttrio.runner.update import new_updater, open_state
 from kttrio.weights.loader import Progress
@@ -52,8 +56,13 @@ def build_runner(
     return load_runner(start, progress)
 
 
-def load_runner(start: Start, progress: Progress | None) -> Runner:
-    """What the plan says, allocated and touched."""
+def load_runner(
+    start: Start,
+    progress: Progress | None,
+    *,
+    load: Callable[..., base.CausalLM] = loading.load_model,
+) -> Runner:
+    """What the plan says, allocated and touched. `load` takes what `load_model` does."""
     plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
     placement = start.config.placement
     counts = recorded_counts(placement, grid)
@@ -61,14 +70,15 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
     if counts is None and state is not None:
         counts = state.read()
     device = open_device(start.machine.kind) if start.needs.portion else None
+    division = None if device is None else _divide(start, device, counts)
     with ExitStack() as undo:
-        loaded = loading.load_model(
+        loaded = load(
             start.directory,
             dtype=start.dtype,
             experts=start.config.experts,
             max_step_tokens=plan.max_step_tokens,
             extras=extras(start.config),
-            division=None if device is None else _divide(start, device, counts),
+            division=division,
             backend=start.backend,
             progress=progress,
         )
@@ -80,6 +90,8 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             num_slots=plan.num_slots + spare,
         )
         _touch(caches)
+        # Before steps are captured: counting who is chosen must be part of them.
+        updater = None if state is None else new_updater(start.config, loaded, counts, state)
         runner = Runner(
             loaded,
             caches,
@@ -89,8 +101,9 @@ def load_runner(start: Start, progress: Progress | None) -> Runner:
             recorder=None if recorded is None else new_recorder(recorded, loaded),
             seam=device,
             graphs=None if device is None else _capture(loaded, caches, plan, device),
-            updater=None if state is None else new_updater(start.config, loaded, counts, state),
-            facts=_facts(loaded, start),
+            updater=updater,
+            hits=_count_hits(loaded),
+            facts=facts(loaded, start, division),
         )
         undo.pop_all()
     return runner
@@ -127,6 +140,14 @@ def _capture(
     return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
 
 
+def _count_hits(model: base.CausalLM) -> Hits | None:
+    sides = cast("ExpertBank", model.bank).sides
+    if sides is None:
+        return None
+    served = [side.served for side in sides.device_sides]
+    return Hits(served, choices=model.top_k * len(model.moe_blocks()))
+
+
 def _set_threads(dense_bytes: int) -> None:
     """Dense layers and experts take turns, so that each may use every core we are granted.
 
@@ -148,27 +169,6 @@ def _capacity(plan: MemoryPlan, shape: base.ModelShape) -> Capacity:
         long_tokens=plan.long_tokens,
         max_long_tokens=plan.max_long_tokens,
     )
-
-
-def _facts(model: base.CausalLM, start: Start) -> dict[str, object]:
-    plan, estimate, recorded = start.plan, start.estimate, start.needs.recording
-    drafts = model.shape.num_drafts
-    return {
-        "layers": f"{model.num_layers}, each with {model.num_experts} experts, {model.top_k} used",
-        "precision": f"{str(start.dtype).removeprefix('torch.')}, experts {estimate.expert_format}",
-        "activations": f"{estimate.expert_activation} in the experts",
-        "kernels": model.isa,
-        "threads": model.num_threads,
-        "KV cache": f"{plan.num_tokens} tokens in pages of {plan.page_size}",
-        "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
-        **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
-        **({"graphs": _listed(plan.graph_sizes)} if plan.graph_sizes else {}),
-        **({"recording": describe(recorded)} if recorded is not None else {}),
-    }
-
-
-def _listed(sizes: tuple[int, ...]) -> str:
-    return f"decode steps of {', '.join(map(str, sizes))} sequences are captured"
 
 
 def _touch(caches: list[LayerCache]) -> None:

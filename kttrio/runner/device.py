@@ -44,6 +44,8 @@ class Machine:
     nodes: tuple[int, ...]
     fast_bfloat16: bool
     """Where the dense layers run."""
+    name: str = ""
+    """Of the GPU."""
 
     @property
     def where(self) -> torch.device:
@@ -64,6 +66,7 @@ def find_machine(wanted: str) -> Machine:
         num_cores=available_cores(),
         nodes=tuple(available_nodes()),
         fast_bfloat16=kind == "cuda" or has_fast_bfloat16(),
+        name=torch.cuda.get_device_name() if kind == "cuda" else "",
     )
 
 

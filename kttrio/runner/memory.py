@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from kttrio.config import ConfigError, EngineConfig
+from kttrio.experts.feeders import most_staging_bytes
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
 from kttrio.models.loading import Estimate
@@ -30,7 +31,6 @@ _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewe
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
 _BUFFER_PARITIES = 2  # of pinned buffers: one is filled while the other is still read
-_STAGED_EXPERTS = 4
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
 
@@ -359,8 +359,10 @@ def _staging_bytes(needs: Needs, portion: Portion) -> int:
     estimate = needs.estimate
     choice = estimate.shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
     rows = needs.engine.chunked_prefill_size * (2 * estimate.row_bytes + choice)
-    ways = min(portion.num_ring_slots + portion.num_spare_slots, _STAGED_EXPERTS)
-    return _BUFFER_PARITIES * rows + ways * max(estimate.slot_bytes)
+    largest = max(estimate.slot_bytes)
+    swapped = 2 * portion.num_spare_slots * largest  # one comes and one goes
+    ring = most_staging_bytes(largest, portion.num_ring_slots) if portion.num_ring_slots else 0
+    return _BUFFER_PARITIES * rows + swapped + ring
 
 
 def _row(name: str, where: str, num_bytes: int) -> Iterator[MemoryRow]:

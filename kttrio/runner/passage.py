@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # worst, but for what one unit takes longer; and the prompt has half of all the time.
 _SHARE = 1.0
 _ALONE = 0.05  # seconds, where there is no step: so long may newcomers and aborts have to wait
+_MOST_TOKENS = 2048  # of a piece: matrix products are at their best by then, and a unit stays short
 _INDEX_BYTES = 64  # of a token: its id, its positions, its place in the cache
 
 
@@ -95,7 +96,8 @@ class Passages:
     ) -> None:
         """Allocates the rows of the longest."""
         self._model, self._caches, self._parts = model, caches, parts
-        self._piece, self._page_size = capacity.max_step_tokens, capacity.page_size
+        self._piece = min(capacity.max_step_tokens, _MOST_TOKENS)
+        self._page_size = capacity.page_size
         self._room = model.new_activations(capacity.max_long_tokens)
         self._chunk: Chunk | None = None
         self._units: Generator[ChunkResult | None] | None = None
@@ -238,9 +240,9 @@ def passage_bytes(
     """What each token of a prompt takes while it passes, beside what steps take: its rows, who was
     chosen for it, and what the layers leave to each other. `row_bytes`: of one, in the model's
     dtype."""
-    rows = (4 if deferred else 2) * row_bytes  # what is owed to a layer, and by it
-    summed = shape.hidden_size * torch.float32.itemsize
+    sums = 3 if deferred else 1  # also what is owed to a layer, and by it
+    rows = 2 * row_bytes + sums * shape.hidden_size * torch.float32.itemsize
     chosen = shape.top_k * (torch.int32.itemsize + torch.float32.itemsize)
     heard = shape.num_layers * shape.top_k * torch.int32.itemsize if recorded else 0
     # Twice: pieces, and the whole that is made of them.
-    return rows + summed + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES
+    return rows + 2 * (chosen + heard) + caches.bytes_chosen + _INDEX_BYTES

@@ -24,6 +24,7 @@ from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
 from kttrio.runner.findings import Evaluator
 from kttrio.runner.graphs import DecodeGraphs
+from kttrio.runner.hits import Hits
 from kttrio.runner.images import Eyes, Tower
 from kttrio.runner.passage import LongModel, Passages, StepParts
 from kttrio.runner.sampler import Sampler
@@ -60,6 +61,7 @@ class Runner:
         seam: Device | None = None,
         graphs: DecodeGraphs | None = None,
         updater: Updater | None = None,
+        hits: Hits | None = None,
         facts: Mapping[str, object] | None = None,
     ) -> None:
         """`device` is where the model is; `seam` what can be done there beside computing, None
@@ -70,8 +72,11 @@ class Runner:
         """Of the model's experts; None: nothing can be recorded."""
         self.updater = updater
         """Of the experts on the device; None: they stay there."""
+        self._hits = hits
         self._model = model
-        self._caches, self._graphs, self._seam = caches, graphs, seam
+        self._caches, self._seam = caches, seam
+        self.graphs = graphs
+        """None: all steps are plain."""
         self._capacity = capacity
         self._builder = StepBuilder(page_size=capacity.page_size, device=device)
         self._eyes = Eyes(tower, device=device)
@@ -106,9 +111,24 @@ class Runner:
             results = self._compute(plan) if plan.chunks else ()
             long = self._pass_on(plan, seconds=time.perf_counter() - begun)
             is_between_layers = plan.long is not None and long is None
-            if self.updater is not None and not is_between_layers:
-                self.updater.between_steps(count_tokens(plan))
+            if not is_between_layers:
+                self._follow(plan)
         return StepResult(results, time.perf_counter() - begun, long)
+
+    def count(self) -> dict[str, object]:
+        """Plain values that change while it runs, for people. From any thread; may wait for the
+        device."""
+        counts: dict[str, object] = {} if self._hits is None else self._hits.report()
+        if self.updater is not None:
+            counts["expert_swaps"] = self.updater.num_swaps
+        return counts
+
+    def _follow(self, plan: StepPlan) -> None:
+        """After a step that is whole: the experts in use."""
+        if self._hits is not None:
+            self._hits.num_tokens += count_tokens(plan).num_tokens
+        if self.updater is not None:
+            self.updater.between_steps(count_tokens(plan))
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
@@ -116,7 +136,7 @@ class Runner:
             self._passages.drop()
         if self.updater is not None:
             self.updater.close()
-        self._graphs = None
+        self.graphs = None
         self._caches.clear()
         self._model.close()
 
@@ -126,14 +146,14 @@ class Runner:
             step = self._eyes.look(self._builder.build(plan))
             with self._recorded(step.batch):
                 found = self._conclude(step, self._forward(step.batch))
-            self._check_jobs()
         except Exception:
             self._drop()
             raise
         return tuple(found[place] for place in np.argsort(step.order).tolist())
 
     def _drop(self) -> None:
-        """What a failed step leaves under way; what else fails of it has been told enough."""
+        """What a failed step or passage leaves under way; what else fails of it has been told
+        enough."""
         if self._passages is not None:
             self._passages.drop()
         if self._seam is not None:
@@ -143,29 +163,27 @@ class Runner:
     def _forward(self, batch: Batch) -> Tensor:
         """By a graph where there is one, and nobody wants to hear of the experts."""
         is_heard = self.recorder is not None and self.recorder.is_on
-        hidden = None if self._graphs is None or is_heard else self._graphs.forward(batch)
+        hidden = None if self.graphs is None or is_heard else self.graphs.forward(batch)
         return self._model.forward(batch, self._caches) if hidden is None else hidden
 
-    def _check_jobs(self) -> None:
-        """What the host's experts computed is in the results, so an error of theirs is, too."""
-        if self._seam is not None:
-            self._seam.check_jobs()
-
     def _conclude(self, step: StepTensors, hidden: Tensor) -> list[ChunkResult]:
-        """From the model's rows to results, in the order of the step."""
+        """From the model's rows to results, in the order of the step; of a long prompt's piece,
+        too."""
         found = self._evaluator.evaluate(step, hidden)
         if step.batch.num_drafts:
             self._settle(step, found)
         if self._drafter is not None:
             found = self._drafter.draft(step, hidden, found, self._caches)
+        if self._seam is not None:
+            self._seam.check_jobs()  # what the host's experts computed is in the results
         return found
 
     def _pass_on(self, plan: StepPlan, *, seconds: float) -> ChunkResult | None:
         if self._passages is None:
             return None
         result = self._passages.advance(plan.long, seconds=seconds if plan.chunks else 0.0)
-        if result is not None:
-            self._check_jobs()
+        if result is not None and result.error is not None:
+            self._drop()
         return result
 
     def _recorded(self, batch: Batch) -> AbstractContextManager[None]:

@@ -37,9 +37,11 @@ def blueprint(state: AppState) -> Blueprint:
 
     @routes.get("/get_server_info")
     async def server_info() -> Response:
+        counts = {} if state.count is None else await trio.to_thread.run_sync(state.count)
         return json_response(
             {
                 **state.settings,
+                **counts,
                 "model": state.model.name,
                 "context_length": state.engine.longest_sequence,
                 "weight_version": state.config.weight_version,

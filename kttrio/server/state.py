@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,10 @@ class Placement(Protocol):
         ...
 
 
+Count = Callable[[], Mapping[str, object]]
+"""Plain values for people. Asked from any thread; may block for as long as a step."""
+
+
 @dataclass(slots=True, kw_only=True)
 class AppState:
     """One server. The roof makes it, starts the drain, and ends what outlasts it."""
@@ -69,6 +73,8 @@ class AppState:
     """None: the settings ask for none."""
     placement: Placement | None = None
     """None: experts stay where they are."""
+    count: Count | None = None
+    """What /get_server_info tells that only the runner knows."""
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 

@@ -32,6 +32,8 @@ class Field:
 
     def __post_init__(self) -> None:
         self._haste = self.dice.choice((0.1, 0.5, 0.9))
+        self.is_advancing = False
+        """One thing is being done: another must not come into the middle of it."""
 
     def stir(self) -> None:
         """Do some of what may be done, or nothing."""
@@ -44,7 +46,11 @@ class Field:
         if self.jobs:
             ready.append(self._run_job)
         if ready:
-            self.dice.choice(ready)()
+            self.is_advancing = True
+            try:
+                self.dice.choice(ready)()
+            finally:
+                self.is_advancing = False
         return bool(ready)
 
     def _run_job(self) -> None:
@@ -168,5 +174,6 @@ class _Stirring(TorchDispatchMode):
         self._field = field
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self._field.stir()
+        if not self._field.is_advancing:
+            self._field.stir()
         return func(*args, **kwargs or {})

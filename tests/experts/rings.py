@@ -96,9 +96,9 @@ def machine(
         random_experts(NUM_EXPERTS, HIDDEN, INNER, kind=kind, seed=n) for n in range(num_layers)
     ]
     slots = ExpertSlots(shape, num_settled + num_slots, device=device.where)
-    feeders = Feeders(slots, device, pool_threads=1, threads=threads)
-    feeders.batch = 2
-    ring = Ring(feeders, range(num_settled, slots.num_slots), num_experts=NUM_EXPERTS)
+    room = range(num_settled, slots.num_slots)
+    feeders = Feeders(slots, room, device, pool_threads=1, threads=threads)
+    ring = Ring(feeders, num_experts=NUM_EXPERTS)
     with Pool(threads=1) as pool:
         layers = [make_layer(pool, one, activation="float32", max_tokens=128) for one in experts]
         try:

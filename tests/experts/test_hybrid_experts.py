@@ -16,7 +16,9 @@ from kttrio.experts.routing import SoftmaxRouter
 from kttrio.experts.slots import ExpertSlots, Residency, SlotShape
 from kttrio.experts.source import Matrices
 from kttrio.weights.formats import base as formats
+from kttrio.weights.formats.base import Packed
 from kttrio.weights.quantize import Target
+from tests.device.shuffled import ShuffledDevice
 from tests.reference import TorchExperts
 
 EXPERTS, HIDDEN, INNER, TOP_K, MOST_TOKENS = 8, 64, 96, 4, 160
@@ -63,8 +65,9 @@ class Divider:
         lane = self.handoff.lanes[self.num_layers % len(self.handoff.lanes)]
         self.num_layers += 1
         hybrid = HybridExperts(
-            HostSide(layer, self.handoff, lane),
+            HostSide(layer, self.handoff, lane) if len(resident) < EXPERTS else None,
             DeviceSide(residency, slots, self.device) if resident else None,
+            max_tokens=MOST_TOKENS,
             num_deferred=num_deferred,
         )
         return Sided(hybrid, TorchExperts(*map(torch.stack, stacks)), residency, layer)
@@ -116,13 +119,8 @@ def test_an_expert_computes_where_the_table_says_from_the_next_call_on():
     expected = side.reference.forward(x, routing)
     torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
     side.residency.evict(4)
-    side.layer.set_expert(4, **dict(zip(("gate", "up", "down"), packed_bf16(side, 4), strict=True)))
+    restore(side, 4)
     torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
-
-
-def packed_bf16(side, expert):
-    stacks = (side.reference.gate, side.reference.up, side.reference.down)
-    return [stack[expert].bfloat16() for stack in stacks]
 
 
 def test_results_are_not_touched_by_later_calls():
@@ -160,12 +158,46 @@ def test_what_fails_on_the_host_is_told_once_and_the_next_call_works():
     divider = Divider()
     side = divider.layer((0, 5))
     x, routing = some_input(6)
-    wrong = routing._replace(ids=torch.full_like(routing.ids, EXPERTS))
-    side.hybrid._device = None  # all of them to the host, where there is no such expert
-    side.hybrid.forward(x, wrong)
-    with pytest.raises(native.NativeError, match="expert"):
+    expected = side.reference.forward(x, routing)
+    for _ in range(2):
+        side.layer.clear_expert(2)
+        side.hybrid.forward(x, routing)
+        with pytest.raises(native.NativeError, match="= 2, but that expert has no weights"):
+            divider.device.check_jobs()
+        restore(side, 2)
+        torch.testing.assert_close(side.hybrid.forward(x, routing), expected, **TOLERANCE)
         divider.device.synchronize()
-    divider.device.synchronize()
+
+
+def restore(side, expert):
+    """Pack it on the host, as it was."""
+    stacks = (side.reference.gate, side.reference.up, side.reference.down)
+    Matrices(*(Packed(stack[expert].bfloat16()) for stack in stacks)).pack_into(side.layer, expert)
+
+
+@pytest.mark.parametrize("make", [HostDevice, lambda: ShuffledDevice(3)], ids=["host", "shuffled"])
+def test_layers_can_be_captured_and_replayed(make):
+    divider = Divider(defers=True, device=make())
+    sides = [divider.layer(home, num_deferred=home != (6,)) for home in ((1, 2), range(8), (6,))]
+    x, routing = some_input(5)
+    found = [torch.empty(x.shape) for _ in sides]
+
+    def step():
+        with Carry() as carry:
+            for side, out in zip(sides, found, strict=True):
+                out.copy_(side.hybrid.forward(x, routing, x.square, carry))
+
+    graph = divider.device.capture(step)
+    for seed in (1, 2):
+        other_x, other_routing = some_input(5, seed)
+        for kept, new in zip((x, *routing), (other_x, *other_routing), strict=True):
+            kept.copy_(new)
+        graph.replay()
+        divider.device.synchronize()
+        replayed = [out.clone() for out in found]
+        step()
+        for one, other in zip(replayed, found, strict=True):
+            torch.testing.assert_close(one, other, **TOLERANCE)
 
 
 class Deferring:
@@ -241,3 +273,53 @@ def test_the_shape_knows_what_is_allocated(defers, dtype):
         host += sum(errand.ids.nbytes + errand.out.nbytes for errand in lane.errands)
         device += sum(errand.back.nbytes for errand in lane.errands)
     assert (shape.host_bytes, shape.device_bytes) == (host, device)
+
+
+@pytest.mark.parametrize("first_seed", range(0, 200, 50))
+def test_whatever_the_streams_leave_open_results_are_the_same(first_seed):
+    """Layers one after the other, as in steps; a job may run as late as its result is needed."""
+    homes = [(1, 2), (), (0, 3, 4, 5), (6,)]
+    inputs = [[some_input(n, seed=n + place) for place in range(4)] for n in (3, 1, 3)]
+    expected = None
+    for seed in range(first_seed, first_seed + 50):
+        device = ShuffledDevice(seed)
+        divider = Divider(defers=True, device=device)
+        sides = [divider.layer(home, num_deferred=2 * (home != (6,))) for home in homes]
+        found = []
+        with device.stirred():
+            for step in inputs:
+                with Carry() as carry:
+                    for side, (x, routing) in zip(sides, step, strict=True):
+                        found.append(side.hybrid.forward(x, routing, x.square, carry))
+        device.synchronize()
+        expected = expected or [one.clone() for one in found]
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other), f"seed {seed}"
+        divider.pool.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_fails_under_way_leaves_the_streams_in_order(seed):
+    """Whatever was still under way when the step failed, the next one finds buffers and jobs."""
+    device = ShuffledDevice(seed)
+    divider = Divider(defers=True, device=device)
+    sides = [divider.layer(home, num_deferred=1) for home in ((0, 5), (1,))]
+    inputs = [some_input(5, seed=place) for place in range(2)]
+
+    def fail():
+        raise ArithmeticError("of the shared expert")
+
+    def step(beside):
+        with Carry() as carry:
+            return [
+                side.hybrid.forward(x, routing, beside, carry)
+                for side, (x, routing) in zip(sides, inputs, strict=True)
+            ]
+
+    before = step(None)
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            step(fail)
+    for one, other in zip(step(None), before, strict=True):
+        assert torch.equal(one, other)
+    divider.pool.close()

@@ -55,6 +55,7 @@ class Divided:
                 HostSide(layer, handoff, handoff.lanes[number % len(handoff.lanes)]),
                 DeviceSide(self.residencies[number], made.ring.slots, made.device),
                 self.rings[number],
+                max_tokens=TOKENS,
                 num_deferred=num_deferred if number < len(made.layers) - 1 else 0,
             )
             for number, layer in enumerate(made.layers)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,12 +21,20 @@ from kttrio.experts.source import Matrices
 from kttrio.experts.swaps import Swapper, TwoSides
 from kttrio.weights.formats import base as formats
 from kttrio.weights.quantize import Target
+from tests.device.shuffled import ShuffledDevice
 
 LAYERS, EXPERTS, RESIDENT, LANES = 3, 6, 2, 2
 HIDDEN, INNER = 64, 32
 TARGETS = [Target(name, group) for name in formats.names() for group in formats.find(name).GROUPS]
 NUM_ON_HOSTS = LAYERS * (EXPERTS - RESIDENT)
 BF16 = Target("bf16", 0)
+STAGES = (
+    (Matrices, "unpack_from"),
+    (Matrices, "pack_into"),
+    (Matrices, "copy_"),
+    (native.ExpertLayer, "clear_expert"),
+)
+"""What a swap consists of."""
 
 
 def bits(expert: Matrices) -> list[bytes]:
@@ -101,6 +112,12 @@ class Sides:
             self.swapper.advance()
             between()
 
+    def swap_on(self, generator: torch.Generator, *, rounds: int = 10) -> None:
+        """Any swaps, with a look at all experts whenever there is time."""
+        for _ in range(rounds):
+            self.swapper.begin(swaps(generator, self.swapper.mask))
+            self.settle(self.check)
+
     def close(self) -> None:
         self.swapper.close()
         for host, _ in self.layers:
@@ -132,14 +149,56 @@ def swaps(generator: torch.Generator, mask: torch.Tensor) -> list[Swap]:
 def test_every_expert_is_where_its_table_says_at_every_moment(target: Target) -> None:
     generator = torch.Generator().manual_seed(1)
     with sides(target) as there:
-        for _ in range(12):
-            there.swapper.begin(swaps(generator, there.swapper.mask))
-            there.settle(there.check)
+        there.swap_on(generator, rounds=12)
         assert there.swapper.num_done == 12 * LANES
         assert int(there.swapper.mask.sum()) == LAYERS * RESIDENT
         tables = torch.stack([layer.residency.mask for layer in there.layers])
         assert torch.equal(there.swapper.mask, tables)
         assert there.num_on_hosts() == NUM_ON_HOSTS, "no expert is held twice"
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_order_of_the_device_shows(seed: int) -> None:
+    """Copies are as late or early as events allow, and steps go on beside them."""
+    generator, device = torch.Generator().manual_seed(seed), ShuffledDevice(seed)
+    with sides(device=device) as there, device.stirred():
+        there.swap_on(generator, rounds=5)
+        assert there.num_on_hosts() == NUM_ON_HOSTS
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_wherever_it_fails_every_expert_stays_in_its_place(seed: int) -> None:
+    """One of the things that swaps do, any of them, goes wrong; then all else is undone."""
+    dice, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    owner, name = dice.choice(STAGES)
+    fails, real, num_calls = dice.randrange(6), getattr(owner, name), itertools.count()
+
+    def work(*args: object) -> object:
+        if next(num_calls) == fails:
+            raise native.NativeError("broken")
+        return real(*args)
+
+    with sides(device=ShuffledDevice(seed)) as there:
+        with patch.object(owner, name, work), pytest.raises(native.NativeError, match="broken"):
+            there.swap_on(generator)
+        there.swapper.abandon()
+        there.check()
+        assert int(there.swapper.mask.sum()) == LAYERS * RESIDENT
+        there.swapper.close()
+        left = int(name == "clear_expert")  # who could not be freed is still there, unused
+        assert there.num_on_hosts() == NUM_ON_HOSTS + left
+
+
+def test_tables_that_are_held_wait() -> None:
+    with sides() as there:
+        there.swapper.begin([Swap(Seat(0, 4), Seat(1, 1))])
+        with there.layers[0].residency.held(), there.layers[1].residency.held():
+            for _ in range(1000):
+                there.swapper.advance()
+            assert there.swapper.mask[:, :RESIDENT].all()
+        there.settle()
+        there.check()
+        assert there.swapper.mask[0, 4]
 
 
 def test_the_budget_moves_to_another_layer() -> None:

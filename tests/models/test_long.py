@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from unittest.mock import patch
@@ -9,16 +10,28 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, RunnerConfig
+from kttrio.config import (
+    DeviceConfig,
+    EngineConfig,
+    ExpertConfig,
+    ModelConfig,
+    PlacementConfig,
+    RunnerConfig,
+)
 from kttrio.engine.scheduler import Scheduler
+from kttrio.experts import feeders
+from kttrio.plan import Chunk, StepPlan
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner.build import build_runner
 from kttrio.runner.runner import Runner
+from tests.device.shuffled import ShuffledDevice
+from tests.experts.rings import AtOnce
 from tests.golden import FIXTURES, load_golden
 from tests.pictures import image_input
 
 CHATS = sorted(file.parent for file in FIXTURES.glob("*_chat/golden.json"))
 GOLDEN = sorted(file.parent for file in FIXTURES.glob("*/golden.safetensors"))
+ON_BOTH_SIDES = ("deepseek_v32", "glm_moe_dsa", "qwen3_5_moe", "qwen3_moe_fp8", "qwen3_next")
 ENGINE = EngineConfig(
     chunked_prefill_size=12, max_running_requests=4, max_total_tokens=320, page_size=4
 )
@@ -31,12 +44,30 @@ def checkpoint(request):
 
 @pytest.fixture(scope="module")
 def runner(checkpoint):
-    drafting = "mtp_logits" in load_golden(checkpoint)
-    engine = replace(ENGINE, speculative_algorithm="MTP" if drafting else None)
-    model = ModelConfig(model=checkpoint, dtype="float32")
-    runner = build_runner(RunnerConfig(model, ExpertConfig(kt_cpuinfer=2), engine))
+    runner = build(checkpoint)
     yield runner
     runner.close()
+
+
+def build(checkpoint, **placement):
+    """With one draft in a step where the checkpoint has a layer for it; with experts on a device
+    where there is something to place."""
+    drafting = "mtp_logits" in load_golden(checkpoint)
+    return build_runner(
+        RunnerConfig(
+            ModelConfig(model=checkpoint, dtype="float32"),
+            ExpertConfig(kt_cpuinfer=2),
+            replace(ENGINE, speculative_algorithm="MTP" if drafting else None),
+            DeviceConfig(device="cpu" if placement else "auto"),
+            PlacementConfig(**placement),
+        )
+    )
+
+
+def divided(checkpoint, **placement):
+    """A quarter of the experts on a device, and a ring for the others."""
+    sizes = {"kt_gpu_experts_ratio": 0.25, "kt_ring_experts": 3}
+    return build(checkpoint, **{"kt_gpu_prefill_token_threshold": 10, **sizes, **placement})
 
 
 def with_long(runner, long_tokens, max_long_tokens):
@@ -51,7 +82,7 @@ def with_long(runner, long_tokens, max_long_tokens):
     )
 
 
-def heard(runner, requests):
+def heard(runner, requests, *, errors=False):
     """Every event of each request; the long ones take a unit in each step."""
     scheduler, plans = Scheduler(runner.capacity, ENGINE), []
     events = {scheduler.submit(request): [] for request in requests}
@@ -62,7 +93,7 @@ def heard(runner, requests):
         while (plan := scheduler.plan()) is not None:
             plans.append(plan)
             for sequence, event in scheduler.commit(plan, runner.step(plan)):
-                assert event.error is None
+                assert errors or event.error is None
                 events[sequence].append(event)
     return list(events.values()), plans
 
@@ -84,7 +115,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(scores(ours), scores(theirs), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("least", "most"), [(41, 41), (13, 13), (10, 26), (2, 37)])
+@pytest.mark.parametrize(("least", "most"), [(41, 41), (13, 13), (10, 26)])
 def test_a_long_prompt_is_answered_as_in_chunks(runner, checkpoint, least, most):
     """With others beside it that begin, decode and are long themselves."""
     ids = load_golden(checkpoint)["input_ids"].tolist()
@@ -100,10 +131,89 @@ def test_a_long_prompt_is_answered_as_in_chunks(runner, checkpoint, least, most)
     assert any(plan.long and plan.chunks for plan in plans)
 
 
-def test_a_passage_makes_the_drafts_that_chunks_make(runner, checkpoint):
-    if not runner.capacity.num_drafts:
-        pytest.skip("this model makes none")
-    ids = load_golden(checkpoint)["input_ids"].tolist()
+@pytest.mark.parametrize("name", ON_BOTH_SIDES)
+def test_with_experts_on_both_sides_it_is_the_same(name):
+    """Those of the host pass through the ring, once for the whole prompt."""
+    assert_same(*heard_of(name, build, {}))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "qwen3_next"])
+def test_deferred_experts_come_a_layer_late_in_a_passage_too(name):
+    deferred = {"kt_max_deferred_experts_per_token": 1}
+    chunked = {"kt_gpu_prefill_token_threshold": 0, **deferred}
+    found, expected = heard_of(name, divided, chunked, **deferred)
+    assert_same(found, expected)
+    (plain, _) = heard_of(name, build, {})
+    assert (scores(found[1]) - scores(plain[1])).abs().max() > 1e-3
+
+
+def heard_of(name, build_other, other, **placement):
+    """Of a prompt that passes, and one that decodes beside it: with divided experts, and from
+    another runner."""
+    ids = load_golden(FIXTURES / name)["input_ids"].tolist()
+    requests = [request(ids[3:10], 30), request(ids, 12, prompt_logprobs=0)]
+    passing, plain = divided(FIXTURES / name, **placement), build_other(FIXTURES / name, **other)
+    found, plans = heard(passing, requests)
+    expected, _ = heard(plain, requests)
+    assert any(plan.long and plan.chunks for plan in plans)
+    assert passing._model.bank.sides.ring.num_sent > 0
+    passing.close()
+    plain.close()
+    return found, expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_order_of_the_device_shows(seed):
+    """Copies are as late or early as events allow, while others decode between the units."""
+    device = ShuffledDevice(seed)
+    with (
+        patch("kttrio.runner.build.open_device", lambda *_: device),
+        patch("kttrio.experts.feeders.ThreadPoolExecutor", lambda *_, **__: AtOnce()),
+        device.stirred(),
+    ):
+        name = ON_BOTH_SIDES[seed % len(ON_BOTH_SIDES)]
+        assert_same(*heard_of(name, build, {}))
+
+
+@pytest.mark.parametrize("number", [0, 3, 8])
+def test_a_fault_on_the_way_of_experts_costs_the_long_prompt_only(number, caplog):
+    """Whichever of them cannot be unpacked; what comes next is as if nothing had been."""
+    runner = divided(FIXTURES / "qwen3_next")
+    ids = load_golden(FIXTURES / "qwen3_next")["input_ids"].tolist()
+    requests = [request(ids[3:10], 30), request(ids, 12)]
+    expected, _ = heard(runner, requests)
+    unpack, unpacked = feeders._Staging.unpack, itertools.count()
+
+    def failing(staging, load):
+        if next(unpacked) >= number:
+            raise OSError("the memory is gone")
+        unpack(staging, load)
+
+    with patch.object(feeders._Staging, "unpack", failing):
+        short, long = heard(runner, requests, errors=True)[0]
+    assert_same([short], expected[:1])
+    assert [event.error for event in long] == ["OSError: the memory is gone"]
+    assert "a long prompt of 41 tokens failed" in caplog.text
+    assert_same(heard(runner, requests)[0], expected)
+    runner.close()
+
+
+def test_a_runner_may_be_closed_in_mid_passage():
+    runner = divided(FIXTURES / "qwen3_next")
+    ids = load_golden(FIXTURES / "qwen3_next")["input_ids"].tolist()
+    chunk = Chunk(0, 0, tuple(ids), tuple(range(11)), SamplingParams(1, seed=1), True, len(ids))
+    ring = runner._model.bank.sides.ring
+    with patch("kttrio.runner.passage._ALONE", 0.0):
+        while not ring.is_busy:
+            assert runner.step(StepPlan((), chunk)).long is None
+    runner.close()
+    assert not ring.is_busy
+
+
+@pytest.mark.parametrize("name", ["deepseek_v32", "glm4_moe", "qwen3_5_moe", "qwen3_next"])
+def test_a_passage_makes_the_drafts_that_chunks_make(name):
+    runner = build(FIXTURES / name)
+    ids = load_golden(FIXTURES / name)["input_ids"].tolist()
     wanted = request(ids, 8)
     drafts = []
     for one in (runner, with_long(runner, 10, 26)):
@@ -116,6 +226,7 @@ def test_a_passage_makes_the_drafts_that_chunks_make(runner, checkpoint):
         drafts.append([each for each in made if each])
     assert drafts[0] == drafts[1]
     assert len(drafts[0]) > 3
+    runner.close()
 
 
 @pytest.mark.parametrize("num_drafts", [0, 2])

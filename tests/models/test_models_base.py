@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kttrio.models.base import find_family, model_types, stored_dtype
+from kttrio.models.base import Activations, find_family, model_types, stored_dtype
 from kttrio.weights.checkpoint import CheckpointError
 
 
@@ -38,3 +38,15 @@ def test_both_spellings_of_dtype(fields, dtype):
 def test_a_dtype_must_be_a_float(name):
     with pytest.raises(CheckpointError, match=f"dtype '{name}' is not a float dtype"):
         stored_dtype({"dtype": name})
+
+
+def test_rows_of_a_long_prompt_are_cut_without_copies():
+    rows = Activations.new(10, 4, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert [tensor.dtype for tensor in rows] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    pieces = list(rows.first(7).pieces(3))
+    assert [len(piece.hidden) for piece in pieces] == [3, 3, 1]
+    for number, piece in enumerate(pieces, start=1):
+        for tensor in piece:
+            tensor.fill_(number)
+    for tensor in rows:
+        assert tensor[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 3, 0, 0, 0]

@@ -39,9 +39,13 @@ def counter() -> torch.Tensor:
     return torch.zeros(1, dtype=torch.int32)
 
 
-def test_a_job_does_what_a_forward_does(layer, inputs) -> None:
+BOTH_KINDS = pytest.mark.parametrize("by_waiter", [False, True])
+
+
+@BOTH_KINDS
+def test_a_job_does_what_a_forward_does(layer, inputs, by_waiter) -> None:
     out = torch.empty(TOKENS, HIDDEN)
-    with layer.job(*inputs, out) as job:
+    with layer.job(*inputs, out, by_waiter=by_waiter) as job:
         for seed in range(3):
             inputs[0].copy_(random_input(TOKENS, HIDDEN, seed=seed, dtype=torch.float32))
             job.submit()
@@ -50,9 +54,10 @@ def test_a_job_does_what_a_forward_does(layer, inputs) -> None:
         job.wait()  # nothing is pending
 
 
-def test_the_number_of_tokens_is_read_when_it_runs(layer, inputs) -> None:
+@BOTH_KINDS
+def test_the_number_of_tokens_is_read_when_it_runs(layer, inputs, by_waiter) -> None:
     out, num_tokens = torch.full((TOKENS, HIDDEN), 7.0), counter()
-    with layer.job(*inputs, out, num_tokens=num_tokens) as job:
+    with layer.job(*inputs, out, num_tokens=num_tokens, by_waiter=by_waiter) as job:
         num_tokens[0] = 5
         job.submit()
         job.wait()
@@ -62,6 +67,20 @@ def test_the_number_of_tokens_is_read_when_it_runs(layer, inputs) -> None:
         job.submit()
         with pytest.raises(NativeError, match="num_tokens"):
             job.wait()
+
+
+def test_a_waiters_job_runs_when_it_is_waited_for(layer, inputs) -> None:
+    out = torch.full((TOKENS, HIDDEN), 7.0)
+    with layer.job(*inputs, out, by_waiter=True) as job:
+        job.submit()
+        assert (out == 7.0).all()
+        with pytest.raises(NativeError, match="still pending; wait for it"):
+            job.submit()
+        job.join()
+        assert torch.equal(out, run(layer, *inputs))
+        job.submit()
+    with pytest.raises(NativeError, match="no use for ready and done"):
+        layer.job(*inputs, out, by_waiter=True, ready=counter())
 
 
 def test_a_job_waits_until_its_input_is_ready(layer, inputs) -> None:
@@ -101,10 +120,12 @@ def test_jobs_run_in_the_order_of_submission(layer, inputs) -> None:
     assert torch.equal(out, once + once)
 
 
-def test_what_goes_wrong_is_told_by_the_wait(layer, inputs) -> None:
-    with layer.job(*inputs, torch.empty(TOKENS, HIDDEN)) as job:
+@BOTH_KINDS
+def test_what_goes_wrong_is_told_by_the_wait(layer, inputs, by_waiter) -> None:
+    with layer.job(*inputs, torch.empty(TOKENS, HIDDEN), by_waiter=by_waiter) as job:
         layer.clear_expert(1)
         job.submit()
+        job.join()
         with pytest.raises(NativeError, match="= 1, but that expert has no weights"):
             job.wait()
         job.wait()
@@ -128,10 +149,10 @@ def test_host_functions_take_the_handle(layer, inputs) -> None:
     assert torch.equal(out, run(layer, *inputs))
 
 
-def test_a_layer_closes_its_jobs(layer, inputs) -> None:
-    ready = counter()
-    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN), ready=ready)
-    job.submit()  # and never ready
+@pytest.mark.parametrize("flags", [{"ready": counter()}, {"by_waiter": True}], ids=str)
+def test_a_layer_closes_its_jobs(layer, inputs, flags) -> None:
+    job = layer.job(*inputs, torch.empty(TOKENS, HIDDEN), **flags)
+    job.submit()  # and never ready, or waited for
     layer.close()
     with pytest.raises(NativeError, match="the job is closed"):
         job.submit()

@@ -17,6 +17,7 @@ from kttrio.config import (
     PlacementConfig,
     RunnerConfig,
 )
+from kttrio.device.cuda import CudaDevice
 from kttrio.device.host import HostDevice
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.division import Division
@@ -64,7 +65,7 @@ def test_wished_sizes_are_those_that_may_come():
 class Built:
     """A model whose experts are on both sides, alternately, and its caches, full of NaN."""
 
-    def __init__(self, directory, device, **sides):
+    def __init__(self, directory, device, *, backend="torch", **sides):
         blueprint = read_blueprint(directory)
         num_layers = sum(1 for _ in blueprint.expert_map())
         mask = torch.arange(num_layers * blueprint.shape.num_experts) % 2 == 0
@@ -76,6 +77,7 @@ class Built:
             experts=ExpertConfig(kt_cpuinfer=1),
             max_step_tokens=ENGINE.chunked_prefill_size,
             division=Division(device, mask, **sides),
+            backend=backend,
         )
         self.capacity = Capacity(
             num_slots=6,
@@ -93,7 +95,7 @@ class Built:
             num_slots=self.capacity.num_slots + 1,
         )
         graphs = self.graphs(caches, sizes) if with_graphs else None
-        where = torch.device("cpu")
+        where = self.device.where
         return Runner(
             self.model,
             caches,
@@ -158,14 +160,14 @@ def check_equal(found, expected):
 def test_captured_steps_answer_as_plain_ones(built):
     expected, num_decodes = answer(built.runner(with_graphs=False))
     runner = built.runner(with_graphs=True)
-    replays, real = [], runner._graphs.forward
+    replays, real = [], runner.graphs.forward
 
     def counted(batch):
         hidden = real(batch)
         replays.append(hidden is not None)
         return hidden
 
-    with patch.object(runner._graphs, "forward", counted):
+    with patch.object(runner.graphs, "forward", counted):
         found, _ = answer(runner)
     check_equal(found, expected)
     assert sum(replays) == num_decodes > 10
@@ -199,7 +201,7 @@ def test_padding_goes_to_no_expert(one):
 
 
 def test_other_batches_have_no_graph(one):
-    graphs = one.runner(with_graphs=True)._graphs
+    graphs = one.runner(with_graphs=True).graphs
     plain = graphs._inputs.batch(4)
     assert graphs._size(plain) == 4
     assert graphs._size(replace(graphs._inputs.batch(5 - 1), num_decodes=3)) is None
@@ -229,7 +231,7 @@ def test_text_after_images_stands_where_they_end():
     with torch.inference_mode():
         for runner in runners:
             remember_something(runner._caches)
-        found = runners[0]._graphs.forward(lagging)
+        found = runners[0].graphs.forward(lagging)
         expected = built.model.forward(lagging, runners[1]._caches)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         other = built.model.forward(text, runners[2]._caches)
@@ -243,8 +245,8 @@ def test_a_step_that_is_heard_is_not_replayed(one):
 
     runner = one.runner(with_graphs=True)
     runner.recorder = Ear()
-    with patch.object(runner._graphs, "forward") as forward:
-        runner._forward(runner._graphs._inputs.batch(1))
+    with patch.object(runner.graphs, "forward") as forward:
+        runner._forward(runner.graphs._inputs.batch(1))
     forward.assert_not_called()
 
 
@@ -284,3 +286,22 @@ def test_what_the_plan_says_is_captured():
     found, _ = answer(captured)
     check_equal(found, expected)
     captured.close()
+
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("directory", CHATS, ids=lambda directory: directory.name)
+@pytest.mark.parametrize(
+    "handoff", [pytest.param(way, marks=GPU) for way in ("host-function", "flags")]
+)
+def test_on_a_gpu_captured_steps_answer_as_plain_ones(directory, handoff):
+    built = Built(directory, CudaDevice(handoff=handoff), backend="triton")
+    expected, _ = answer(built.runner(with_graphs=False))
+    for _ in range(2):
+        found, _ = answer(built.runner(with_graphs=True))
+        check_equal(found, expected)
+    built.model.close()

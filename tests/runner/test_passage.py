@@ -298,12 +298,14 @@ def test_the_bytes_are_those_of_the_rows_and_a_little():
     held = sum(tensor.nbytes for tensor in rows) / 100
 
     def bytes_of(bytes_chosen=0, **what):
-        return passage_bytes(shape, CacheShape(0, 0, 0, 0, bytes_chosen), row_bytes=128, **what)
+        return passage_bytes(
+            shape, CacheShape(0, 0, bytes_chosen=bytes_chosen), row_bytes=128, **what
+        )
 
     plain = bytes_of()
     assert held < plain < 1.3 * held
     assert bytes_of(recorded=True) - plain == 2 * 3 * 4 * 4
-    assert bytes_of(deferred=True) - plain == 2 * 128
+    assert bytes_of(deferred=True) - plain == 2 * 64 * 4
     assert bytes_of(bytes_chosen=8) - plain == 8
 
 

@@ -1,7 +1,10 @@
 """Scheduler and runner together, on a model of exact arithmetic: whatever little room there is,
-a request gets the tokens and the scores that it gets alone."""
+whoever comes and goes, a request gets the tokens and the scores that it gets alone."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from kttrio.config import EngineConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.plan import Capacity
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams
+from kttrio.runner import passage
 from kttrio.runner.runner import Runner
 from tests.runner.toy import PAGE_SIZE, VOCAB, ToyModel
 
@@ -24,29 +28,54 @@ SAMPLINGS = (
 )
 
 
-def run(requests, *, pages, budget, num_drafts=0, long_tokens=0):
+class Visit(NamedTuple):
+    """When a request comes and goes, in steps."""
+
+    kind: int
+    num_prompt: int
+    max_tokens: int
+    arrives: int = 0
+    leaves: int = 10**6
+
+
+class Machine:
+    """A scheduler and a runner; long prompts take a unit in each step."""
+
+    def __init__(self, *, pages, budget, num_drafts=0, long_tokens=0):
+        capacity = Capacity(
+            num_slots=4,
+            num_pages=pages,
+            page_size=PAGE_SIZE,
+            context_length=64,
+            max_step_tokens=budget,
+            vocab_size=VOCAB,
+            num_drafts=num_drafts,
+            long_tokens=long_tokens,
+            max_long_tokens=3 * long_tokens,
+        )
+        model = ToyModel()
+        caches = model.new_caches(num_pages=pages, page_size=PAGE_SIZE, num_slots=4)
+        self.runner = Runner(model, caches, capacity=capacity, device=torch.device("cpu"))
+        self.scheduler = Scheduler(capacity, EngineConfig(chunked_prefill_size=budget))
+
+    def step(self):
+        """The events of a step; None where there is nothing to do."""
+        plan = self.scheduler.plan()
+        if plan is None:
+            return None
+        with patch.object(passage, "_ALONE", 0.0), patch.object(passage, "_SHARE", 0.0):
+            return self.scheduler.commit(plan, self.runner.step(plan))
+
+
+def run(requests, **room):
     """Everything each request heard, and the scheduler with its counts."""
-    capacity = Capacity(
-        num_slots=4,
-        num_pages=pages,
-        page_size=PAGE_SIZE,
-        context_length=64,
-        max_step_tokens=budget,
-        vocab_size=VOCAB,
-        num_drafts=num_drafts,
-        long_tokens=long_tokens,
-        max_long_tokens=3 * long_tokens,
-    )
-    model = ToyModel()
-    caches = model.new_caches(num_pages=pages, page_size=PAGE_SIZE, num_slots=4)
-    runner = Runner(model, caches, capacity=capacity, device=torch.device("cpu"))
-    scheduler = Scheduler(capacity, EngineConfig(chunked_prefill_size=budget))
-    heard = {scheduler.submit(request): [] for request in requests}
-    while (plan := scheduler.plan()) is not None:
-        for sequence, event in scheduler.commit(plan, runner.step(plan)):
+    machine = Machine(**room)
+    heard = {machine.scheduler.submit(request): [] for request in requests}
+    while (events := machine.step()) is not None:
+        for sequence, event in events:
             heard[sequence].append(event)
     assert all(events[-1].finish for events in heard.values())
-    return list(heard.values()), scheduler
+    return list(heard.values()), machine.scheduler
 
 
 def request(number, kind, num_prompt, max_tokens):
@@ -93,6 +122,48 @@ def test_neither_little_room_nor_drafts_nor_passages_change_what_is_heard(
         ((alone,), scheduler) = run([asked], pages=100, budget=64)
         assert scheduler.num_preemptions == 0
         assert rounded(events) == rounded(alone)
+
+
+VISITS = st.builds(
+    Visit,
+    kind=st.sampled_from(range(len(SAMPLINGS))),
+    num_prompt=st.integers(1, 9) | st.integers(10, 40),
+    max_tokens=st.integers(1, 12),
+    arrives=st.integers(0, 40),
+    leaves=st.just(10**6) | st.integers(1, 90),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    visits=st.lists(VISITS, min_size=2, max_size=6),
+    pages=st.integers(16, 24),
+    budget=st.integers(3, 9),
+    num_drafts=st.sampled_from([0, 0, 2]),
+    long_tokens=st.sampled_from([2, 5, 12]),
+)
+def test_whoever_comes_and_goes_beside_it_changes_nothing(
+    visits, pages, budget, num_drafts, long_tokens
+):
+    machine = Machine(pages=pages, budget=budget, num_drafts=num_drafts, long_tokens=long_tokens)
+    requests = [request(i, v.kind, v.num_prompt, v.max_tokens) for i, v in enumerate(visits)]
+    here, heard = {}, [[] for _ in visits]
+    for step in range(5000):
+        for number, visit in enumerate(visits):
+            if visit.arrives == step:
+                here[machine.scheduler.submit(requests[number])] = number
+            if visit.leaves == step and number in here.values():
+                machine.scheduler.abort(next(s for s, n in here.items() if n == number))
+        events = machine.step()
+        if events is None and step > 40:
+            break
+        for sequence, event in events or ():
+            heard[here[sequence]].append(event)
+    assert machine.scheduler.is_empty
+    for asked, visit, events in zip(requests, visits, heard, strict=True):
+        ((alone,), _) = run([asked], pages=100, budget=64)
+        assert rounded(events) == rounded(alone[: len(events)])
+        assert len(events) == len(alone) or visit.leaves < 10**6
 
 
 def test_the_room_is_little_indeed():

@@ -15,7 +15,9 @@ BENCHES = {
     "load": "requests over HTTP at rising concurrency, also with clients that vanish",
     "front": "what the HTTP side and the engine cost, with a runner that only sleeps",
     "step": "one model's step alone and under the server",
+    "hybrid": "a model divided between a device and the host: decode, prefill, hand-off",
     "drafts": "what a step with drafts costs, and how many must stand for it to pay",
+    "ring": "how fast experts of the host come to the device, beside a plain copy",
     "coverage": "what experts on a device serve, by strategy and budget",
 }
 

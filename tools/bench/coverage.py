@@ -36,11 +36,16 @@ from kttrio.experts.recording import RecordingError, read_counts
 from kttrio.experts.usage import covered, grid_of
 from tools.bench.lines import draw_lines
 from tools.bench.record import check_place, write_record
-from tools.bench.traffic import demo_traffic, synthetic_traffic
+from tools.bench.traffic import STEP_TOKENS, demo_traffic, synthetic_traffic
 
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 STATIC = ("random", "uniform", "front-loading", "frequency")
 DYNAMIC = ("dynamic", "cold", "last-chunk")
+SHORT = {"front-loading": "front"}
+HINT = (
+    "Shares of the activations whose expert is on the device, by the share of experts there. swaps "
+    "are those of dynamic, its swaps those of last-chunk."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,12 @@ class CoverageConfig:
         ("demo", "synthetic"), "what is recorded", choices=("demo", "synthetic")
     )
     recording: Path | None = flag(None, "recorded activations (.pt file), instead of that")
-    requests: int = flag(400, "to the demo model; the other one reads half as many", least=4)
+    requests: int = flag(400, "to the demo model; the other one reads a quarter as many", least=4)
     half_life: float = flag(float(HALF_LIFE), "of dynamic, in tokens", least=1)
     margin: float = flag(MARGIN, "of dynamic, in standard deviations", least=0)
     every_tokens: int = flag(EVERY_TOKENS, "tokens between two looks of dynamic", least=1)
-    lanes: int = flag(8, "swaps at a time", least=1)
-    threshold: int = flag(64, "tokens of a step that last-chunk looks at", least=1)
+    lanes: int = flag(4, "swaps at a time", least=1)
+    threshold: int = flag(STEP_TOKENS, "tokens of a step that last-chunk looks at", least=1)
     plot: Path | None = flag(None, "also draw the shares into this PNG file")
     json: Path | None = flag(None, "write the numbers to this file")
 
@@ -97,7 +102,7 @@ def measure(steps: Tensor, config: CoverageConfig, name: str, console: Console) 
         f"\n{name}: {num_layers} layers of {num_experts} experts, {int(steps.sum()):,} activations "
         f"in {num_steps} steps"
     )
-    console.print(coverage_table(rows))
+    console.print(coverage_table(rows), HINT, sep="\n")
     return rows
 
 
@@ -155,9 +160,9 @@ def choices_of_a_token(steps: Tensor) -> int:
 
 
 def coverage_table(rows: Iterable[Covered]) -> Table:
-    names = (*STATIC, *DYNAMIC, "swaps", "of last-chunk")
-    columns = (Column(name, justify="right") for name in names)
-    table = Table("on the device", *columns, box=None, pad_edge=False)
+    names = (*STATIC, *DYNAMIC, "swaps", "its swaps")
+    columns = (Column(SHORT.get(name, name), justify="right") for name in names)
+    table = Table("", *columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for row in rows:
         shares = (f"{row.shares[name]:.1%}" for name in (*STATIC, *DYNAMIC))
         table.add_row(f"{row.ratio:.0%}", *shares, f"{row.num_swaps:,}", f"{row.num_chunk_swaps:,}")
@@ -180,7 +185,7 @@ def _traffic(config: CoverageConfig) -> Iterator[tuple[str, Tensor]]:
     if "demo" in config.traffic:
         yield "demo model", demo_traffic(config.requests)
     if "synthetic" in config.traffic:
-        yield "random weights", synthetic_traffic(config.requests // 2)
+        yield "random weights", synthetic_traffic(config.requests // 4)
 
 
 def _lines(rows: Sequence[Covered]) -> dict[str, list[tuple[float, float]]]:

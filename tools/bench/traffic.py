@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from kttrio.config import EngineConfig, ExpertConfig, ModelConfig, RecordingConfig
+from kttrio.config import EngineConfig, ModelConfig, RecordingConfig, RunnerConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.recording import read_counts
 from kttrio.request import GenerateRequest, SamplingParams
@@ -72,11 +72,9 @@ def record(model: Path, prompts: Sequence[Sequence[int]], sampling: SamplingPara
         context_length=1024,
     )
     with TemporaryDirectory() as folder:
+        recording = RecordingConfig("per_pass", -1, Path(folder))
         runner = build_runner(
-            ModelConfig(model=model),
-            ExpertConfig(),
-            engine,
-            recording=RecordingConfig("per_pass", -1, Path(folder)),
+            RunnerConfig(ModelConfig(model=model), engine=engine, recording=recording)
         )
         recorder, scheduler = runner.recorder, Scheduler(runner.capacity, engine)
         assert recorder is not None

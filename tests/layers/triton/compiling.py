@@ -24,29 +24,27 @@ from kttrio.layers.cache import AttentionCache
 from kttrio.layers.delta_rule import Heads
 from kttrio.layers.paged import Chunks, Latents, Tables
 from kttrio.layers.runs import Lanes
-from kttrio.layers.triton import gdn, grouped, kernels
+from kttrio.layers.triton import gdn, kernels
 from kttrio.layers.triton.fp8_linear import fp8_linear
+from kttrio.layers.triton.grouped import grouped_mlp
 from kttrio.weights.formats import base as formats
+from kttrio.weights.formats import fp8
 from kttrio.weights.formats.base import Packed
-from tests.layers.experts import KINDS
 
 CHIPS = (80, 90)  # compute capability times ten; those between compile like the first
-SINCE = {"W8A8": 89}  # the first chip with products of this kind
 PAGE, PAGES, SEQUENCES = 64, 1000, 1  # the fewer sequences, the more splits
-TYPES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.bool: "i1",
-}
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.int32: "i32"}
+TYPES |= {torch.uint8: "u8", torch.int8: "i8", torch.bool: "i1"}
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cuda")
+
+
+def unseen(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """On no device at all: for launches behind operations that want to see a GPU."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def integers(*shape: int) -> Tensor:
@@ -76,67 +74,67 @@ def latent(heads: int, dtype: torch.dtype) -> None:
         kernels.sparse(query, latents, integers(count, num_chosen))
 
 
-def experts(kind: tuple[str, int], dtype: torch.dtype) -> None:
-    """Qwen3-Next's, a few of them, for a token and for many."""
-    name, group = kind
-    form, slots, hidden, width = formats.find(name), 8, 2048, 512
-    gate, up, down = (
-        stacked(form.quantize(torch.empty(shape), group), slots)
-        for shape in ((width, hidden), (width, hidden), (hidden, width))
-    )
-    for tokens in (1, 2000):
-        x, out = (empty(tokens, hidden, dtype=kind) for kind in (dtype, torch.float32))
-        ids, weights = (empty(tokens, 10, dtype=kind) for kind in (torch.int32, torch.float32))
-        grouped.grouped_mlp(x, ids, weights, (gate, up, down), form=name, out=out)
+def experts(kind: tuple[str, int], tokens: int) -> None:
+    """512 of 2048 x 512 and ten for each token, more of them than a layer has."""
+    slots, hidden, width, top_k = 600, 2048, 512, 10
+    x, out = (unseen(tokens, hidden, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    ids = unseen(tokens, top_k, dtype=torch.int32)
+    shapes = ((width, hidden), (width, hidden), (hidden, width))
+    gate, up, down = (stack(kind, slots, shape) for shape in shapes)
+    shares = unseen(tokens, top_k, dtype=torch.float32)
+    grouped_mlp(x, ids, shares, (gate, up, down), form=kind[0], out=out)
 
 
-def stacked(packed: Packed, slots: int) -> Packed:
-    return Packed(*(x if x is None else empty(slots, *x.shape, dtype=x.dtype) for x in packed))
+def stack(kind: tuple[str, int], slots: int, shape: tuple[int, int]) -> Packed:
+    form, group = kind
+    if form == "bf16":
+        return Packed(unseen(slots, *shape))
+    if form == "fp8":
+        blocks = unseen(slots, *fp8.scale_shape(shape), dtype=torch.float32)
+        return Packed(unseen(slots, *shape, dtype=torch.float8_e4m3fn), blocks)
+    dtype = torch.int8 if form == "int8" else torch.uint8
+    data = unseen(slots, *formats.find(form).stored_shape(shape), dtype=dtype)
+    return Packed(data, unseen(slots, shape[0], shape[1] // group))
 
 
-def sorted_anyhow(ids: Tensor, *, num_slots: int, rows: int) -> grouped.Blocks:
-    """In the place of `sort_by_slot`, as torch slices no fake tensors of a GPU without one."""
-    return grouped.Blocks(*(integers(num_slots) for _ in range(3)), integers(ids.numel()))
-
-
-def linear(scheme: str, dtype: torch.dtype) -> None:
-    packed = Packed(
-        empty(4096, 2048, dtype=torch.float8_e4m3fn), empty(32, 16, dtype=torch.float32)
-    )
-    for tokens in (1, 2000):
-        fp8_linear(empty(tokens, 2048, dtype=dtype), packed, scheme=scheme)
+def dense(scheme: str, tokens: int) -> None:
+    weights = stack(("fp8", fp8.BLOCK), 1, (4096, 2048))
+    packed = Packed(weights.data[0], weights.scale[0])
+    fp8_linear(unseen(tokens, 2048), packed, scheme=scheme)
 
 
 def delta_rule() -> None:
-    """Qwen3-Next's."""
-    states = empty(2, 32, 128, 128, dtype=torch.float32)
-    for length in (1, 3):
-        fresh = empty(2, dtype=torch.bool)
-        gdn.decode(delta_heads(length), states, Lanes(integers(2), fresh if length > 1 else None))
-    gdn.chunks(delta_heads(300), states)
+    """Qwen3-Next's, with drafts and in chunks."""
+    lanes, heads, size = 2, 32, 128
+
+    def tokens(length: int) -> Heads:
+        wide = (unseen(lanes, length, heads, size, dtype=torch.float32) for _ in range(3))
+        narrow = (unseen(lanes, length, heads, dtype=torch.float32) for _ in range(2))
+        return Heads(*wide, *narrow)
+
+    slots, fresh = unseen(lanes, dtype=torch.int64), unseen(lanes, dtype=torch.bool)
+    states = unseen(8, heads, size, size, dtype=torch.float32)
+    gdn.decode(tokens(3), states, Lanes(slots, fresh))
+    gdn.chunks(tokens(2000), states[:lanes])
 
 
-def delta_heads(length: int) -> Heads:
-    lead = (2, length, 32)
-    shapes = (*((*lead, 128) for _ in range(3)), lead, lead)
-    return Heads(*(empty(*shape, dtype=torch.float32) for shape in shapes))
-
-
+KINDS = (("bf16", 0), ("fp8", 128), ("int8", 128), ("int4", 32))
 LAUNCHES: dict[str, Callable[[], None]] = {
     "Qwen3": lambda: grouped_query(32, 4, 128, torch.bfloat16),
     "Qwen3-Next": lambda: grouped_query(16, 2, 256, torch.bfloat16),
     "Qwen3-Next in float32": lambda: grouped_query(16, 2, 256, torch.float32),
     "DeepSeek": lambda: latent(128, torch.bfloat16),
     "DeepSeek in float32": lambda: latent(128, torch.float32),
-    **{
-        f"experts in {name}": partial(experts, (name, group), torch.bfloat16)
-        for name, group in KINDS
-        if group != 32
-    },
-    "W8A16": lambda: linear("w8a16", torch.bfloat16),
-    "W8A8": lambda: linear("w8a8", torch.bfloat16),
     "delta rule": delta_rule,
 }
+LAUNCHES |= {
+    f"{tokens} tokens for experts in {kind}": partial(experts, kind, tokens)
+    for kind in KINDS
+    for tokens in (1, 4096)
+}
+LAUNCHES |= {f"{tokens} tokens, w8a16": partial(dense, "w8a16", tokens) for tokens in (1, 4096)}
+EIGHT_BITS = {f"{tokens} tokens, w8a8": partial(dense, "w8a8", tokens) for tokens in (1, 4096)}
+"""Launches for chips that multiply FP8."""
 
 
 def compiled(function: JITFunction, chip: int, args, kwargs) -> int:
@@ -155,7 +153,7 @@ def compiled(function: JITFunction, chip: int, args, kwargs) -> int:
             signature[param.name] = "fp32"
         elif value == 1:
             signature[param.name], constants[index,] = "constexpr", value
-        else:
+        else:  # what is known of a size decides whether loads are wide and run ahead
             signature[param.name] = "i32"
             if value % 16 == 0:
                 aligned[index,] = [["tt.divisibility", 16]]
@@ -165,10 +163,9 @@ def compiled(function: JITFunction, chip: int, args, kwargs) -> int:
 
 
 def main() -> None:
-    grouped.sort_by_slot = sorted_anyhow
     torch.cuda.get_device_properties = lambda _: SimpleNamespace(multi_processor_count=100)
-    for name, launch in LAUNCHES.items():
-        for chip in (chip for chip in CHIPS if chip >= SINCE.get(name, 0)):
+    for chip in CHIPS:
+        for name, launch in (LAUNCHES | (EIGHT_BITS if chip > 80 else {})).items():
 
             def run(function, *args, chip=chip, name=name, grid, warmup, **kwargs):
                 shared = compiled(function, chip, args, kwargs)

@@ -21,7 +21,7 @@ from kttrio.native import HostFunctions, Job
 
 Handoff: TypeAlias = Literal["host-function", "flags"]
 
-_LINE = 16  # int32 of a cache line: no two flags share one
+_LINE = 16  # int32 of a cache line: no two flags share one, and all lie alike for kernels
 _MOST_JOBS = 1 << 14
 
 
@@ -71,9 +71,10 @@ class FlagMessenger:
 
     def __init__(self, where: torch.device) -> None:
         pinned = where.type == "cuda"  # elsewhere a kernel reads any memory
-        self._count = torch.zeros(_MOST_JOBS, 1, dtype=torch.int32, device=where)
+        shape = _MOST_JOBS, _LINE
+        self._count = torch.zeros(shape, dtype=torch.int32, device=where)
         self._ready, self._done = (
-            torch.zeros(_MOST_JOBS, _LINE, dtype=torch.int32, pin_memory=pinned) for _ in range(2)
+            torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(2)
         )
         self._flags: WeakKeyDictionary[Job, Flags] = WeakKeyDictionary()
         self._num_made = 0
@@ -83,7 +84,7 @@ class FlagMessenger:
         if row == _MOST_JOBS:
             raise RuntimeError(f"more than {_MOST_JOBS} jobs; hand over by host functions instead")
         self._num_made += 1
-        flags = Flags(self._count[row], self._ready[row, :1], self._done[row, :1])
+        flags = Flags(*(kind[row, :1] for kind in (self._count, self._ready, self._done)))
         job = make(ready=flags.ready, done=flags.done)
         self._flags[job] = flags
         return job

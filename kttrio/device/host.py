@@ -52,14 +52,15 @@ class HostStream(TwinStream):
             raise failure
 
     def _give(self, call: Call) -> None:
-        self._num_given += 1
-        if not self._is_main and (self._left or _waits(call)):
-            self._left.append(call)
-            return
-        try:
-            _do_now(call)
-        finally:
-            self.num_done += 1
+        with self._doing:  # who waits may be doing what came before
+            self._num_given += 1
+            if not self._is_main and (self._left or _waits(call)):
+                self._left.append(call)
+                return
+            try:
+                _do_now(call)
+            finally:
+                self.num_done += 1
 
     def _mark(self) -> HostEvent:
         return HostEvent(self, self._num_given)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 
 from kttrio.config import ConfigError, EngineConfig
 from kttrio.engine.errors import QueueFull, RequestTooLarge
@@ -157,12 +158,9 @@ class Scheduler:
         `result` answers `plan` chunk by chunk.
         """
         events: Events = []
-        planned = self._close_step(plan)
-        for sequence, chunk, found in zip(planned, *_pairs(plan, result), strict=True):
+        for sequence, chunk, found in self._answered(plan, result):
             if sequence.abandoned:
                 self._release(sequence)
-                continue
-            if found is None:
                 continue
             news = sequence.advance(chunk, found)
             if not news:
@@ -174,8 +172,6 @@ class Scheduler:
             if chunk.num_drafts:
                 self.num_drafted += chunk.num_drafts
                 self.num_accepted += sum(event.accepted for event in news)
-        if result.long is not None:
-            self._passage.end()
         self._smooth(result.seconds)
         return events
 
@@ -354,6 +350,21 @@ class Scheduler:
         self._free_slots.append(sequence.slot)
         self._pool.give_back(sequence.pages)
 
+    def _answered(
+        self, plan: StepPlan, result: StepResult
+    ) -> Iterable[tuple[Sequence, Chunk, ChunkResult]]:
+        """Close the step; whose chunks are through, and what was found of each. The long one may
+        still be on its way."""
+        planned, chunks, found = self._close_step(plan), plan.chunks, result.chunks
+        if plan.long is not None and result.long is not None:
+            self._passage.end()
+            chunks, found = (*chunks, plan.long), (*found, result.long)
+        elif plan.long is not None:
+            on_its_way = planned.pop()
+            if on_its_way.abandoned:
+                self._release(on_its_way)
+        return zip(planned, chunks, found, strict=True)
+
     def _close_step(self, plan: StepPlan) -> list[Sequence]:
         if plan is not self._plan:
             raise RuntimeError("this plan is not the one in flight")
@@ -374,12 +385,3 @@ class Scheduler:
         steps = min((s.max_outputs - s.num_outputs for s in self._running), default=0)
         low, high = _RETRY_SECONDS
         return float(min(max(math.ceil(steps * self._step_seconds), low), high))
-
-
-def _pairs(
-    plan: StepPlan, result: StepResult
-) -> tuple[tuple[Chunk, ...], tuple[ChunkResult | None, ...]]:
-    """The plan's chunks and what was found of each; None while the long one is on its way."""
-    if plan.long is None:
-        return plan.chunks, result.chunks
-    return (*plan.chunks, plan.long), (*result.chunks, result.long)

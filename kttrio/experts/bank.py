@@ -6,7 +6,7 @@ Where they come from is told in source.py, in which format in formats.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -42,6 +42,11 @@ class Bank(Protocol):
 
     @property
     def num_threads(self) -> int: ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What was found out about the experts, for people."""
+        ...
 
     def close(self) -> None: ...
 
@@ -115,6 +120,10 @@ class ExpertBank:
     @property
     def num_threads(self) -> int:
         return self._pool.num_threads
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return {} if self.sides is None else self.sides.facts
 
     def load(
         self,
@@ -198,6 +207,7 @@ class Unloaded:
 
     def __init__(self, num_layers: int) -> None:
         self.layers = [self] * num_layers
+        self.facts: Mapping[str, str] = {}
 
     def forward(
         self,

@@ -22,7 +22,8 @@ class Owed(Protocol):
 
     @property
     def rows(self) -> Tensor:
-        """[tokens, hidden] on the device, once they are collected."""
+        """[tokens, hidden] on the device, once they are collected; to be added at once, for the
+        next layers come to the same memory."""
         ...
 
 

@@ -37,7 +37,7 @@ def measure(
     device = [_on_device(ring, len(some), times, dtype) for times in (1, _CHOICES)]
     ring.forget()
     rates = Rates(*_line(*host), sent, *_line(*device))
-    _tell(rates, nbytes)
+    log.info("%s", describe(rates, nbytes))
     return rates
 
 
@@ -92,13 +92,17 @@ def _line(once: float, often: float) -> tuple[float, float]:
     return max(once - choice, 0), choice
 
 
-def _tell(rates: Rates, nbytes: int) -> None:
-    log.info(
-        "an expert of %.1f MB takes %.0f us on the host and %.0f us on the device, each token that "
-        "chose it %.1f us and %.1f us, and its way to the device %.0f us (%.1f GB/s)",
-        nbytes / 1e6,
-        *(1e6 * seconds for seconds in (rates.host_expert, rates.device_expert)),
-        *(1e6 * seconds for seconds in (rates.host_choice, rates.device_choice)),
-        1e6 * rates.send_expert,
-        nbytes / rates.send_expert / 1e9,
+def describe(rates: Rates, nbytes: int) -> str:
+    """For people; `nbytes` is an expert's size."""
+    host, device = (
+        f"{1e6 * expert:.0f} us on the {where} and {1e6 * choice:.1f} us for each token"
+        for where, expert, choice in (
+            ("host", rates.host_expert, rates.host_choice),
+            ("device", rates.device_expert, rates.device_choice),
+        )
+    )
+    speed = nbytes / rates.send_expert / 1e9
+    return (
+        f"an expert of {nbytes / 1e6:.1f} MB takes {host}, {device}, and "
+        f"{1e6 * rates.send_expert:.0f} us to get there ({speed:.1f} GB/s)"
     )

@@ -10,7 +10,7 @@ every choice is a real token's. The layer that makes drafts is left out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kttrio.experts.block import MoEBlock
-from kttrio.experts.recording import write_records, write_stat
+from kttrio.experts.recording import write_records, write_residents, write_stat
 from kttrio.layers.batch import Batch
 
 _EXTEND, _DECODE, _MIXED = 1, 2, 3  # SGLang's numbers for what a step consists of
@@ -46,17 +46,27 @@ class RecorderSettings(NamedTuple):
     num_steps: int | None
     """The last ones are kept; None: all."""
     directory: Path
+    with_residents: bool = False
+    """Which experts were on the device in each step is recorded, too."""
 
     def most_bytes(self, shape: RecordedShape, step_tokens: int) -> int:
         """What it takes where every step has so many tokens; ValueError where all are kept."""
         if self.num_steps is None:
             raise ValueError("a recording of all steps has no bound")
         counts = shape.num_layers * shape.num_experts * torch.int32.itemsize
+        masks = 2 * shape.num_layers * shape.num_experts if self.with_residents else 0
         if self.mode == "per_token":
             choices = shape.num_layers * shape.top_k * torch.int32.itemsize
-            return self.num_steps * (counts + step_tokens * (choices + _TOKEN_BYTES))
+            return self.num_steps * (counts + masks + step_tokens * (choices + _TOKEN_BYTES))
         copies = 1 if self.mode == "per_pass" else 2  # a dump of stat puts them into one tensor
-        return self.num_steps * counts * copies
+        return self.num_steps * (counts * copies + masks)
+
+
+class _Kept(NamedTuple):
+    """What is known of a step that counts."""
+
+    record: dict[str, Any]
+    residents: Tensor | None  # [layers, experts] bool; steps share it while it does not change
 
 
 class Pass:
@@ -80,10 +90,15 @@ class Recorder:
     """Listens to a model's MoE blocks while steps run in one thread; commands may come from any."""
 
     def __init__(
-        self, settings: RecorderSettings, shape: RecordedShape, blocks: Mapping[int, MoEBlock]
+        self,
+        settings: RecorderSettings,
+        shape: RecordedShape,
+        blocks: Mapping[int, MoEBlock],
+        residents: Callable[[], Tensor] | None = None,
     ) -> None:
-        """`blocks` by the number of their layer."""
-        self._settings = settings
+        """`blocks` by the number of their layer. `residents`: which experts are on the device,
+        [layers, experts] bool; None where the settings do not ask for them."""
+        self._settings, self._residents = settings, residents
         self._shape = shape
         self._lock = Lock()  # over what is kept; the next one is over dumps
         self._dumping = Lock()
@@ -122,13 +137,13 @@ class Recorder:
         """
         with self._dumping:
             with self._lock:
-                records = list(self._kept)
-            if not records:
+                kept = list(self._kept)
+            if not kept:
                 return None
-            path = self._write(records)
+            path = self._write(kept)
             with self._lock:
-                written = records[-1]["forward_pass_id"]
-                rest = [each for each in self._kept if each["forward_pass_id"] > written]
+                written = kept[-1].record["forward_pass_id"]
+                rest = [each for each in self._kept if each.record["forward_pass_id"] > written]
                 self._kept = self._deque(rest)
             return path
 
@@ -167,9 +182,14 @@ class Recorder:
         if begun is None:
             return
         record = self._record(batch, begun.choices)
+        residents = None if self._residents is None else self._residents()
         with self._lock:
-            if self._session is begun.session:
-                self._kept.append(record)
+            if self._session is not begun.session:
+                return
+            last = self._kept[-1].residents if self._kept else None
+            if last is not None and residents is not None and torch.equal(last, residents):
+                residents = last
+            self._kept.append(_Kept(record, residents))
 
     def _record(self, batch: Batch, seen: Mapping[int, Tensor]) -> dict[str, Any]:
         ids = stack_choices(seen, self._shape.num_layers)
@@ -181,7 +201,19 @@ class Recorder:
         }
         return record | _details(batch, ids) if self._settings.mode == "per_token" else record
 
-    def _write(self, records: list[dict[str, Any]]) -> Path:
+    def _write(self, kept: list[_Kept]) -> Path:
+        """The file of the choices; one of the residents lies beside it."""
+        path = self._write_choices([each.record for each in kept])
+        residents = [each.residents for each in kept if each.residents is not None]
+        if residents:
+            try:
+                write_residents(self._settings.directory, torch.stack(residents))
+            except OSError:
+                path.unlink()
+                raise
+        return path
+
+    def _write_choices(self, records: list[dict[str, Any]]) -> Path:
         directory = self._settings.directory
         num_layers, num_experts, _ = self._shape
         if self._settings.mode.startswith("per_"):
@@ -192,8 +224,8 @@ class Recorder:
             row.copy_(record["global_physical_count"])
         return write_stat(directory, counts)
 
-    def _deque(self, records: list[dict[str, Any]] | None = None) -> deque[dict[str, Any]]:
-        return deque(records or (), maxlen=self._settings.num_steps)
+    def _deque(self, kept: list[_Kept] | None = None) -> deque[_Kept]:
+        return deque(kept or (), maxlen=self._settings.num_steps)
 
 
 def stack_choices(seen: Mapping[int, Tensor], num_layers: int) -> Tensor:

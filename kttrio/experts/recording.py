@@ -1,8 +1,9 @@
 """Files of recorded activations, laid out as SGLang's expert distribution recorder has them.
 
 `stat` is one dict with the counts of every step; the detailed modes have a list of records, one for
-each step. Nothing but tensors and plain values stands in them, so that both sides read the other's
-files with `weights_only=True`. What is put into them is gathered in recorder.py.
+each step. Which experts were on the device is in a file of its own. Nothing but tensors and plain
+values stands in them, so that both sides read the other's files with `weights_only=True`. What is
+put into them is gathered in recorder.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def replace_stat(path: Path, counts: Tensor) -> None:
     written; what was there is then still there."""
     new = _write(path.with_name(f"{path.name}.{os.getpid()}.{time.time()}"), _stat(counts))
     new.replace(path)
+
+
+def write_residents(directory: Path, residents: Tensor) -> Path:
+    """Which experts were on the device: residents [steps, layers, experts] bool, all of a layer
+    without experts -> the new file. OSError where it cannot be written."""
+    path = directory / f"gpu_expert_distribution_{time.time()}.pt"
+    return _write(path, {"gpu_expert_masks": residents})
 
 
 def write_records(

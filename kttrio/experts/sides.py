@@ -13,7 +13,7 @@ from kttrio.experts.formats import ExpertPlan
 from kttrio.experts.handoff import Handoff, HandoffShape, HostSide
 from kttrio.experts.hybrid import DeviceSide, HybridExperts
 from kttrio.experts.passing import RingSide
-from kttrio.experts.rates import measure
+from kttrio.experts.rates import describe, measure
 from kttrio.experts.slots import ExpertSlots, Residency
 from kttrio.experts.source import Matrices
 from kttrio.experts.streamed import Ring
@@ -62,12 +62,19 @@ class Sides:
 
     def measure(self, layers: Sequence[native.ExpertLayer], dtype: torch.dtype) -> None:
         """What experts cost on each side, so that calls can be split: see costs.py."""
-        for layer, residency in zip(
-            layers[: len(self.division.mask)], self.residencies, strict=False
-        ):
+        divided = layers[: len(self.division.mask)]
+        for layer, residency in zip(divided, self.residencies, strict=False):
             if self.ring is not None and residency.absent:
                 self.ring.rates = measure(self.ring, layer, residency.absent, dtype=dtype)
                 return
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For people."""
+        if self.ring is None or self.ring.rates is None:
+            return {}
+        rates = describe(self.ring.rates, self.ring.slots.shape.nbytes)
+        return {"expert ring": f"{len(self.ring.room)} slots; {rates}"}
 
     def take(self, layer: int, expert: int, matrices: Matrices) -> bool:
         """Copy an expert into its slot; False for one that belongs on the host.

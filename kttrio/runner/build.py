@@ -137,7 +137,12 @@ def _capture(
         spare_page=plan.num_pages,
         spare_slot=plan.num_slots,
     )
-    return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
+    try:
+        return DecodeGraphs(model, caches, room=room, sizes=plan.graph_sizes, device=device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"decode steps cannot be captured: {error}; --disable-cuda-graph runs them uncaptured"
+        ) from error
 
 
 def _count_hits(model: base.CausalLM) -> Hits | None:

@@ -25,6 +25,7 @@ def facts(model: CausalLM, start: Start, division: Division | None) -> dict[str,
         "sequences": f"{plan.num_slots} at a time, each up to {plan.context_length} tokens",
         **({"drafts": f"{drafts} in a step, for each sequence"} if drafts else {}),
         **(_divided(start, division) if division is not None else {}),
+        **model.bank.facts,
         **({"recording": describe(recorded)} if recorded is not None else {}),
     }
 

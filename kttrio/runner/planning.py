@@ -78,10 +78,11 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     config = replace(config, experts=fitted)
     raw = read_json(_config_file(config))
     dtype = choose_dtype(config.model.dtype, raw, fast_bfloat16=machine.fast_bfloat16)
-    recording = recorder_settings(config.recording)
     measure = partial(_estimate, dtype=dtype, backend=_backend(config, machine))
     estimate = measure(config)
     portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
+    shows_residents = config.placement.record_kt_gpu_expert_distribution and portion is not None
+    recording = recorder_settings(config.recording, with_residents=shows_residents)
     note_device(config.device, machine.kind)
     note_portion(config.placement, machine.kind, portion)
     graphs = None if portion is None else _graphs(config, machine)

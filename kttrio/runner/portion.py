@@ -121,6 +121,8 @@ def note_portion(config: PlacementConfig, kind: Kind, portion: Portion | None) -
         return
     if config.kt_gpu_experts_ratio is not None and config.kt_num_gpu_experts is not None:
         name_idle(["--kt-num-gpu-experts"], "--kt-gpu-experts-ratio goes first")
+    if portion is None and config.record_kt_gpu_expert_distribution:
+        name_idle(["--record-kt-gpu-expert-distribution"], "no expert is on the device")
     if not config.kt_enable_dynamic_expert_update:
         _name_without_update(config)
     if not (portion and portion.num_ring_slots):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -166,3 +168,31 @@ def test_work_that_stays_may_write_tensors_of_inference(device, layer, inputs):
 def test_pinned_memory_is_the_hosts(device):
     made = device.pinned(2, 3, dtype=torch.bfloat16)
     assert (made.shape, made.dtype, made.device) == ((2, 3), torch.bfloat16, device.where)
+
+
+def test_work_keeps_its_order_though_another_thread_does_what_came_before(device, layer, inputs):
+    """The one that waits is in the middle of the last call when the next one is given."""
+    side, other = device.open_stream("side"), device.open_stream("other")
+    begun, may_end, seen = threading.Event(), threading.Event(), []
+    job = layer.job(*inputs, torch.empty_like(inputs[0]))
+    other.start(job)
+    other.finish(job)
+    side.wait(other.record())
+
+    def slow():
+        begun.set()
+        may_end.wait(10)
+        seen.append("first")
+
+    side.run(slow)
+    waits = threading.Thread(target=side.record().synchronize)
+    waits.start()
+    begun.wait(10)
+    gives = threading.Thread(target=side.run, args=(lambda: seen.append("second"),))
+    gives.start()
+    gives.join(0.1)
+    may_end.set()
+    for thread in (waits, gives):
+        thread.join(10)
+    device.synchronize()
+    assert seen == ["first", "second"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -30,11 +30,17 @@ TABLES = Tables([20, 20, 20])
 class Machine:
     """Blocks, a recorder, and what they chose in each step by the blocks' own word."""
 
-    def __init__(self, directory: Path, mode: str = "stat", num_steps: int | None = 10) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        mode: str = "stat",
+        num_steps: int | None = 10,
+        residents: Callable[[], Tensor] | None = None,
+    ) -> None:
         self.generator = torch.Generator().manual_seed(7)
         self.blocks = {layer: self._block() for layer in WITH_EXPERTS}
         settings = RecorderSettings(mode, num_steps, directory)
-        self.recorder = Recorder(settings, SHAPE, self.blocks)
+        self.recorder = Recorder(settings, SHAPE, self.blocks, residents)
         self.chosen: list[dict[int, Tensor]] = []
 
     def _block(self) -> MoEBlock:
@@ -196,6 +202,56 @@ def test_a_full_recording_takes_what_was_said(tmp_path: Path, mode: str) -> None
     listed = sum(len(value) for value in values if isinstance(value, list) and len(value) == 11)
     settings = RecorderSettings(mode, 3, tmp_path)
     assert settings.most_bytes(SHAPE, step_tokens=11) == tensors + listed * 36
+
+
+def masks_of(directory: Path) -> Tensor:
+    (file,) = directory.glob("gpu_expert_distribution_*.pt")
+    masks = torch.load(file, weights_only=True)["gpu_expert_masks"]
+    file.unlink()
+    return masks
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_was_on_the_device_in_each_step_has_a_file_of_its_own(
+    tmp_path: Path, mode: str
+) -> None:
+    now = torch.zeros(LAYERS, EXPERTS, dtype=torch.bool)
+    machine = Machine(tmp_path, mode, residents=now.clone)
+    machine.recorder.start()
+    expected = []
+    for step in range(4):
+        now[1, step // 2] = True
+        machine.step(decodes())
+        expected.append(now.clone())
+    kept = [each.residents for each in machine.recorder._kept]
+    assert kept[0] is kept[1] is not kept[2] is kept[3], "steps share what did not change"
+    assert machine.dumped() == machine.counts(0, 1, 2, 3)
+    masks = masks_of(tmp_path)
+    assert masks.dtype is torch.bool
+    assert torch.equal(masks, torch.stack(expected))
+    machine.step(decodes())
+    machine.dumped()
+    assert torch.equal(masks_of(tmp_path), now[None])
+
+
+def test_a_dump_without_room_for_both_files_leaves_none(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, residents=lambda: torch.ones(LAYERS, EXPERTS, dtype=torch.bool))
+    machine.recorder.start()
+    machine.step(decodes())
+    with (
+        patch("kttrio.experts.recorder.write_residents", side_effect=OSError("full")),
+        pytest.raises(OSError, match="full"),
+    ):
+        machine.recorder.dump()
+    assert list(tmp_path.iterdir()) == []
+    assert machine.dumped() == machine.counts(0)
+
+
+def test_masks_take_memory_while_they_are_kept_and_once_more_in_a_dump(tmp_path: Path) -> None:
+    for mode in MODES:
+        plain = RecorderSettings(mode, 3, tmp_path).most_bytes(SHAPE, 11)
+        more = RecorderSettings(mode, 3, tmp_path, with_residents=True).most_bytes(SHAPE, 11)
+        assert more == plain + 3 * 2 * LAYERS * EXPERTS
 
 
 def test_a_recording_of_all_steps_has_no_bound(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kttrio.experts.hybrid import HybridExperts
 from kttrio.experts.source import Matrices
 from kttrio.native import NativeError
 from tests.divided import divide, load_divided
-from tests.golden import FIXTURES, read_tensors, write_checkpoint
+from tests.golden import FIXTURES, load_golden, read_tensors, run_alone, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PLAIN, FP8 = FIXTURES / "qwen3_next", FIXTURES / "qwen3_next_fp8"
@@ -69,6 +69,17 @@ def test_no_expert_is_held_twice(ratio):
     whole.close()
 
 
+@torch.inference_mode()
+def test_layers_that_are_all_on_the_device_ask_nobody():
+    model = load_divided(PLAIN, divide(PLAIN, 1))
+    for layer in model.bank.host_layers:
+        layer.close()
+    golden = load_golden(PLAIN)
+    logits = run_alone(model, golden["input_ids"].tolist(), (20, 21))
+    torch.testing.assert_close(logits, golden["logits"], rtol=1e-3, atol=1e-3)
+    model.close()
+
+
 def test_a_layer_for_drafts_stays_on_the_host():
     model = load_divided(PLAIN, divide(PLAIN, 1), num_drafts=1)
     assert [residency.num_resident for residency in model.bank.sides.residencies][-1] == 0
@@ -84,9 +95,22 @@ def test_free_slots_are_taken_with_the_others():
     model.close()
 
 
+def test_what_experts_cost_is_measured_where_some_may_pass_and_told():
+    for share, num_ring_slots in ((0.5, 4), (0.5, 0), (1, 4)):
+        model = load_divided(PLAIN, divide(PLAIN, share, num_ring_slots=num_ring_slots))
+        ring, facts = model.bank.sides.ring, model.bank.facts
+        if share < 1 and num_ring_slots:
+            assert ring.rates.send_expert > 0
+            assert facts["expert ring"].startswith("4 slots; an expert of ")
+        else:
+            assert facts == {}
+        model.close()
+
+
 def test_without_a_division_nothing_is_divided():
     model = load_divided(PLAIN, None)
     assert model.bank.sides is None
+    assert model.bank.facts == {}
     assert not any(isinstance(layer, HybridExperts) for layer in model.bank.layers)
     model.close()
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from kttrio.config import (
+    ConfigError,
     DeviceConfig,
     EngineConfig,
     ExpertConfig,
     ModelConfig,
     PlacementConfig,
+    RecordingConfig,
     RunnerConfig,
 )
 from kttrio.device.cuda import CudaDevice
@@ -268,24 +270,51 @@ def test_what_goes_wrong_in_a_replays_host_work_fails_its_step_alone(one):
     check_equal(found, expected)
 
 
-def test_what_the_plan_says_is_captured():
+def planned(sizes, tmp_path, **placement):
+    """A start whose plan is to capture steps, though the device is a CPU."""
     config = RunnerConfig(
         ModelConfig(model=FIXTURES / "qwen3_next_chat", dtype="float32"),
-        ExpertConfig(kt_cpuinfer=1),
+        ExpertConfig(kt_cpuinfer=1, kt_cache_dir=tmp_path),
         ENGINE,
         DeviceConfig(device="cpu"),
-        placement=PlacementConfig(kt_gpu_experts_ratio=0.5),
+        placement=PlacementConfig(kt_gpu_experts_ratio=0.5, **placement),
+        recording=RecordingConfig("stat", None, tmp_path),
     )
     start = plan_start(config, find_machine("cpu"))
-    plain = load_runner(start, None)
+    return replace(start, plan=replace(start.plan, graph_sizes=sizes))
+
+
+def test_what_the_plan_says_is_captured(tmp_path):
+    plain = load_runner(planned((), tmp_path), None)
+    assert plain.graphs is None
     expected, _ = answer(plain)
-    assert "graphs" not in plain.facts
     plain.close()
-    captured = load_runner(replace(start, plan=replace(start.plan, graph_sizes=(2, 5))), None)
-    assert captured.facts["graphs"] == "decode steps of 2, 5 sequences are captured"
+    captured = load_runner(planned((2, 5), tmp_path), None)
+    assert captured.graphs.sizes == (2, 5)
     found, _ = answer(captured)
     check_equal(found, expected)
     captured.close()
+
+
+@pytest.mark.parametrize("sizes", [(), (1, 2, 4, 6)], ids=["plain", "captured"])
+def test_experts_follow_what_captured_steps_use(sizes, tmp_path):
+    start = planned(sizes, tmp_path, kt_enable_dynamic_expert_update=True)
+    runner = load_runner(start, None)
+    expected, _ = answer(runner)
+    for _ in range(3):
+        found, _ = answer(runner)
+        check_equal(found, expected)
+    assert runner.updater.num_swaps
+    runner.close()
+
+
+def test_where_steps_cannot_be_captured_the_flag_that_helps_is_named(tmp_path):
+    start = planned((1,), tmp_path)
+    with (
+        patch.object(HostDevice, "capture", side_effect=RuntimeError("no more memory")),
+        pytest.raises(ConfigError, match="no more memory; --disable-cuda-graph"),
+    ):
+        load_runner(start, None)
 
 
 GPU = [

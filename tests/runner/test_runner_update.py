@@ -17,6 +17,7 @@ from kttrio.config import (
     ExpertConfig,
     ModelConfig,
     PlacementConfig,
+    RecordingConfig,
     RunnerConfig,
 )
 from kttrio.device.host import HostDevice
@@ -74,6 +75,7 @@ class Setup:
     method: str = "auto"
     ratio: float = 0.4
     placement: dict = field(default_factory=dict)
+    recorded: str | None = None
     graphs: tuple = ()
     """Numbers of rows of captured decode steps."""
 
@@ -94,6 +96,9 @@ class Setup:
             engine=ENGINE,
             device=DeviceConfig(device="cpu"),
             placement=PlacementConfig(**placement),
+            recording=RecordingConfig("stat", 500, tmp_path)
+            if self.recorded
+            else RecordingConfig(),
         )
 
     @contextmanager
@@ -218,7 +223,7 @@ def test_captured_steps_count_and_follow_the_tables(seed, tmp_path):
 
         with (
             patch.object(runner, "step", counted),
-            patch.object(runner._graphs, "forward", wraps=runner._graphs.forward) as captured,
+            patch.object(runner.graphs, "forward", wraps=runner.graphs.forward) as captured,
         ):
             assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
         assert captured.call_count > 10
@@ -251,6 +256,29 @@ def test_a_swap_that_fails_harms_no_answer(method, tmp_path, caplog):
             assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
         assert torch.equal(residents(runner), began)
     assert caplog.text.count("stay as they are from now on") == 1
+
+
+def test_who_is_on_the_device_is_recorded_step_by_step(tmp_path):
+    """Masks change with the swaps; layers without experts are all true."""
+    setup = Setup(
+        "deepseek_v3_chat", placement={"record_kt_gpu_expert_distribution": True}, recorded="stat"
+    )
+    with setup.moving(tmp_path) as runner:
+        began, recorder = residents(runner), runner.recorder
+        recorder.start()
+        heard(runner, cases(setup.name)[:2])
+        num_steps, now = recorder.num_kept, residents(runner)
+        recorder.dump()
+    (file,) = tmp_path.glob("gpu_expert_distribution_*.pt")
+    masks = torch.load(file, weights_only=True)["gpu_expert_masks"]
+    assert masks.shape == (num_steps, 3, 8)
+    assert masks[:, 0].all()
+    assert torch.equal(masks[0, 1:], began)
+    assert set(masks[:, 1:].sum((1, 2)).tolist()) == {int(began.sum())}
+    changed = (masks[1:] != masks[:-1]).any(2).any(1)
+    assert changed.sum() > 5
+    assert not torch.equal(masks[-1, 1:], began)
+    assert (masks[-1, 1:] != now).sum() <= 2 * 4, "but for the last swaps"
 
 
 def test_a_restart_begins_with_those_in_use(tmp_path):

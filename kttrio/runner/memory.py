@@ -18,6 +18,7 @@ from kttrio.config import ConfigError, EngineConfig
 from kttrio.experts.feeders import most_staging_bytes
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
+from kttrio.layers.triton.scratch import scratch_bytes
 from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
 from kttrio.runner.graphs import GraphWish
@@ -271,6 +272,20 @@ def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
             deferred=portion.max_deferred > 0,
         )
         yield from _row("long prompts", where, portion.max_long_tokens * each)
+        yield from _row("device expert scratch", where, _kernel_bytes(needs, portion, where))
+
+
+def _kernel_bytes(needs: Needs, portion: Portion, where: str) -> int:
+    """What a GPU's kernels take to compute experts; a CPU that stands in for it has none."""
+    if where == "cpu":
+        return 0
+    shape = needs.estimate.shape
+    return scratch_bytes(
+        max(needs.engine.chunked_prefill_size, portion.max_long_tokens),
+        shape.top_k,
+        (shape.hidden_size, needs.estimate.intermediate_size),
+        needs.estimate.row_bytes // shape.hidden_size,
+    )
 
 
 def _graph_bytes(needs: Needs) -> int:

@@ -65,7 +65,7 @@ def grouped_mlp(
     gate, up, down = stacks
     if not ids.numel() or not len(gate.data):
         return
-    size = tokens_at_once(ids.shape[1], gate.data.shape[1], x.dtype)
+    size = tokens_at_once(ids.shape[1], gate.data.shape[1], x.itemsize)
     pieces = (torch.split(tensor, size) for tensor in (x, ids, weights, out))
     for tokens, chosen, shares, sums in zip(*pieces, strict=True):
         call = _plan(tokens, chosen, form, len(gate.data))

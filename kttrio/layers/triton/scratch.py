@@ -8,10 +8,10 @@ _BYTES = 64 << 20  # for activations, and as much for outputs of down that are n
 SUM_COLUMNS = 128  # the fewest of them at once
 
 
-def tokens_at_once(top_k: int, width: int, dtype: torch.dtype) -> int:
-    """Tokens whose activations, `top_k` rows of `width` each, fit: enough that each expert is read
-    for many of them."""
-    return max(_BYTES // (top_k * width * dtype.itemsize), 1)
+def tokens_at_once(top_k: int, width: int, itemsize: int) -> int:
+    """Tokens whose activations, `top_k` rows of `width` numbers each, fit: enough that each expert
+    is read for many of them."""
+    return max(_BYTES // (top_k * width * itemsize), 1)
 
 
 def columns_at_once(num_choices: int, hidden_size: int) -> int:
@@ -20,13 +20,14 @@ def columns_at_once(num_choices: int, hidden_size: int) -> int:
     return min(max(fitting, SUM_COLUMNS), hidden_size)
 
 
-def scratch_bytes(num_tokens: int, top_k: int, sizes: tuple[int, int], dtype: torch.dtype) -> int:
+def scratch_bytes(num_tokens: int, top_k: int, sizes: tuple[int, int], itemsize: int) -> int:
     """The most that a call with so many tokens takes, beside a few integers for each choice.
 
-    `sizes`: hidden and intermediate. Activations, outputs, and x once more, as int4 needs it.
+    `sizes`: hidden and intermediate; `itemsize` is that of x. Activations, outputs, and x once
+    more, as int4 needs it.
     """
     hidden_size, width = sizes
-    tokens = min(num_tokens, tokens_at_once(top_k, width, dtype))
+    tokens = min(num_tokens, tokens_at_once(top_k, width, itemsize))
     choices = tokens * top_k
     outputs = choices * columns_at_once(choices, hidden_size) * torch.float32.itemsize
-    return outputs + (choices * width + tokens * hidden_size) * dtype.itemsize
+    return outputs + (choices * width + tokens * hidden_size) * itemsize

@@ -16,6 +16,7 @@ from kttrio.experts.feeders import most_staging_bytes
 from kttrio.experts.handoff import HandoffShape
 from kttrio.experts.recorder import RecordedShape, RecorderSettings
 from kttrio.layers.keys import MAX_KEYS
+from kttrio.layers.triton.scratch import scratch_bytes
 from kttrio.models.loading import Estimate
 from kttrio.runner.graphs import GraphWish
 from kttrio.runner.logprobs import BLOCK_ROWS
@@ -24,8 +25,6 @@ from kttrio.runner.portion import Portion
 
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_PRODUCTS = 2**24  # outputs of experts that are held before they are summed, at least
-_LEAST_COLUMNS = 128  # of them for each choice
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 
 OF_STEPS = (
@@ -107,7 +106,9 @@ def device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
     if portion is not None:
         yield MemoryRow("device staging", where, _handoff(needs, portion).device_bytes)
-        yield MemoryRow("device expert scratch", where, _device_scratch_bytes(needs, portion))
+        yield MemoryRow(
+            "device expert scratch", where, _device_scratch_bytes(needs, portion, where)
+        )
         each = passage_bytes(
             estimate.shape,
             estimate.cache_shape,
@@ -118,17 +119,17 @@ def device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
         yield from _row("long prompts", where, portion.max_long_tokens * each)
 
 
-def _device_scratch_bytes(needs: Needs, portion: Portion) -> int:
-    """While the device computes experts, of a step or of a whole long prompt: each token's sum,
-    each choice's row between the matrices and some columns behind them; or, where torch does it,
-    one expert in float32."""
+def _device_scratch_bytes(needs: Needs, portion: Portion, where: str) -> int:
+    """While the device computes experts, of a step or of a whole long prompt: what a GPU's kernels
+    take; or in torch one expert in float32, at worst with all tokens, and their sum."""
     estimate = needs.estimate
     tokens = max(needs.engine.chunked_prefill_size, portion.max_long_tokens)
-    hidden, wide = estimate.shape.hidden_size, estimate.intermediate_size
-    choices = tokens * estimate.shape.top_k
-    between = choices * wide * (estimate.row_bytes // hidden)
-    behind = min(choices * hidden, max(choices * _LEAST_COLUMNS, _PRODUCTS))
-    return between + (tokens * hidden + behind + 3 * hidden * wide) * torch.float32.itemsize
+    hidden, wide = sizes = estimate.shape.hidden_size, estimate.intermediate_size
+    if where != "cpu":
+        itemsize = estimate.row_bytes // hidden
+        return scratch_bytes(tokens, estimate.shape.top_k, sizes, itemsize)
+    each = 3 * hidden + 3 * wide
+    return (tokens * each + 3 * hidden * wide) * torch.float32.itemsize
 
 
 def _graph_bytes(needs: Needs) -> int:

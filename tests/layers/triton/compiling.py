@@ -151,6 +151,8 @@ def compiled(function: JITFunction, chip: int, args, kwargs) -> int:
             aligned[index,] = [["tt.divisibility", 16]]
         else:
             signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+            if isinstance(value, int) and value % 16 == 0:
+                aligned[index,] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, aligned)
     kernel = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
     return kernel.metadata.shared

@@ -22,7 +22,7 @@ _RING = 64  # experts: enough for copies to run ahead of the products, and littl
 _LEAST_RING = 2  # one is filled while the other is read
 _SPARES = 4  # slots for experts that are about to change sides
 _LONG_TOKENS = 2048  # that take longer by the host's experts than by sending all of them once
-_MAX_LONG_TOKENS = 65536  # beyond it, sending all experts once more costs little beside the rest
+_MAX_LONG_TOKENS = 32768  # beyond it, sending all experts once more costs little beside the rest
 NO_DEVICE = "no GPU, every expert runs on the CPU; with --device cpu it stands in for one"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kttrio.config import ConfigError, RunnerConfig
+from kttrio.config import ConfigError, EngineConfig, RunnerConfig
 from kttrio.layers.backend import Backend
 from kttrio.models import loading
 from kttrio.runner.device import Machine
@@ -74,7 +74,13 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     dtype = choose_dtype(config.model.dtype, raw, fast_bfloat16=machine.fast_bfloat16)
     measure = partial(_estimate, dtype=dtype, backend=_backend(config, machine))
     estimate = measure(config)
-    portion = read_portion(config.placement, machine.kind, estimate.grid, estimate.shape)
+    portion = read_portion(
+        config.placement,
+        machine.kind,
+        estimate.grid,
+        estimate.shape,
+        context=_longest_sequence(config.engine, estimate.shape.context_length),
+    )
     shows_residents = config.placement.record_kt_gpu_expert_distribution and portion is not None
     recording = recorder_settings(config.recording, with_residents=shows_residents)
     note_device(config.device, machine.kind)
@@ -86,7 +92,8 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
         why = explain(error, needs, machine, _variants(config, needs, measure))
         return Start(config, machine, dtype, needs, divide_memory(needs, machine), why)
     holds_all = plan.num_device_experts == estimate.grid.total
-    note_portion(config.placement, machine.kind, holds_all=holds_all)
+    has_long = plan.long_tokens > 0
+    note_portion(config.placement, machine.kind, holds_all=holds_all, has_long=has_long)
     note_plan(plan, config.engine, made_for=estimate.shape.context_length)
     return Start(config, machine, dtype, needs, plan, refusal="")
 
@@ -107,6 +114,12 @@ def _check_model(path: Path | None) -> None:
 def _config_file(config: RunnerConfig) -> Path:
     path = config.model.model or Path()
     return path if path.is_file() else path / "config.json"
+
+
+def _longest_sequence(engine: EngineConfig, made_for: int) -> int:
+    """In tokens, by the flags and the model; where memory is short it may be shorter yet."""
+    bounds = (made_for, engine.context_length, engine.max_total_tokens)
+    return min(bound for bound in bounds if bound is not None)
 
 
 def _backend(config: RunnerConfig, machine: Machine) -> Backend:

@@ -60,25 +60,27 @@ ALL_ON_HOST = Portion(num_experts=0)
 
 
 def read_portion(
-    config: PlacementConfig, kind: Kind, grid: ExpertGrid, shape: ModelShape
+    config: PlacementConfig, kind: Kind, grid: ExpertGrid, shape: ModelShape, *, context: int
 ) -> Portion | None:
     """What the flags ask for of a device of this kind; None where they ask for none.
 
     A GPU has its experts and its ring by default, a CPU that stands in for one what it is told to.
-    Raises ConfigError for flags that contradict each other or the model.
+    No sequence may be longer than `context` tokens. Raises ConfigError for flags that contradict
+    each other or the model.
     """
     if kind == "none":
         return None
     num_experts = _num_experts(config, kind, grid)
     _check_update(config, num_experts, grid)
-    long_tokens, num_ring = _prompts(config, kind, grid, num_experts)
+    threshold, num_ring = _prompts(config, kind, grid, num_experts)
+    long_tokens = threshold if threshold <= context else 0
     portion = Portion(
         num_experts=num_experts,
         num_ring_slots=num_ring,
         is_ring_fixed=config.kt_ring_experts is not None,
         num_spare_slots=_SPARES if config.kt_enable_dynamic_expert_update else 0,
         long_tokens=long_tokens,
-        max_long_tokens=_longest(long_tokens, shape.context_length),
+        max_long_tokens=_longest(long_tokens, context),
         max_deferred=_max_deferred(config, shape),
         is_ratio=config.kt_gpu_experts_ratio is not None,
     )
@@ -114,9 +116,9 @@ def recorded_counts(config: PlacementConfig, grid: ExpertGrid) -> Tensor | None:
     return counts
 
 
-def note_portion(config: PlacementConfig, kind: Kind, *, holds_all: bool) -> None:
+def note_portion(config: PlacementConfig, kind: Kind, *, holds_all: bool, has_long: bool) -> None:
     """Name the flags that have no effect, and why. `holds_all`: there is room on the device for
-    all experts."""
+    all experts; `has_long`: prompts may pass layer by layer."""
     if kind == "none":
         name_idle(_given(config), NO_DEVICE)
         return
@@ -132,6 +134,8 @@ def note_portion(config: PlacementConfig, kind: Kind, *, holds_all: bool) -> Non
         }
         idle = [name for name, value in given.items() if value]
         name_idle(idle, "all experts stay on the device")
+    elif config.kt_gpu_prefill_token_threshold and not has_long:
+        name_idle(["--kt-gpu-prefill-token-threshold"], "no sequence may be as long")
 
 
 def _name_without_update(config: PlacementConfig) -> None:

@@ -25,13 +25,14 @@ SHAPE = ModelShape(
 
 
 def read(kind="cpu", **flags):
-    return read_portion(PlacementConfig(**flags), kind, GRID, SHAPE)
+    return read_portion(PlacementConfig(**flags), kind, GRID, SHAPE, context=SHAPE.context_length)
 
 
 def noted(caplog, kind="cpu", **flags):
     portion = read(kind, **flags)
     holds_all = portion is not None and portion.num_experts == GRID.total
-    note_portion(PlacementConfig(**flags), kind, holds_all=holds_all)
+    has_long = portion is not None and portion.long_tokens > 0
+    note_portion(PlacementConfig(**flags), kind, holds_all=holds_all, has_long=has_long)
     return [record.message for record in caplog.records]
 
 
@@ -77,8 +78,19 @@ def test_a_threshold_brings_a_ring_and_room_for_long_prompts():
     found = read(kt_gpu_prefill_token_threshold=100)
     assert (found.num_ring_slots, found.long_tokens, found.max_long_tokens) == (8, 100, 9000)
     assert read(kt_gpu_prefill_token_threshold=100, kt_ring_experts=3).num_ring_slots == 3
-    beyond = read(kt_gpu_prefill_token_threshold=10**6)
-    assert (beyond.long_tokens, beyond.max_long_tokens) == (10**6, 10**6)
+
+
+def test_a_threshold_that_no_sequence_reaches_takes_no_room(caplog):
+    flags = {"kt_num_gpu_experts": 2, "kt_gpu_prefill_token_threshold": SHAPE.context_length}
+    exactly = read(**flags)
+    assert (exactly.long_tokens, exactly.max_long_tokens) == (9000, 9000)
+    assert noted(caplog, **flags) == []
+    flags["kt_gpu_prefill_token_threshold"] += 1
+    beyond = read(**flags)
+    assert (beyond.num_ring_slots, beyond.long_tokens, beyond.max_long_tokens) == (8, 0, 0)
+    assert noted(caplog, **flags) == [
+        "without meaning here: --kt-gpu-prefill-token-threshold (no sequence may be as long)"
+    ]
 
 
 def test_with_all_experts_on_the_device_nothing_has_to_pass(caplog):

@@ -114,6 +114,11 @@ class Recorder:
         return self._session is not None
 
     @property
+    def is_hearing(self) -> bool:
+        """A step or a turn runs now that is recorded. For the thread of the steps."""
+        return self._heard is not None
+
+    @property
     def num_kept(self) -> int:
         """Steps that a dump would write."""
         return len(self._kept)

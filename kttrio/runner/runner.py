@@ -108,11 +108,13 @@ class Runner:
         """
         begun = time.perf_counter()
         with torch.inference_mode():
+            if self._hits is not None:
+                self._hits.count(plan)
             results = self._compute(plan) if plan.chunks else ()
             long = self._pass_on(plan, seconds=time.perf_counter() - begun)
             is_between_layers = plan.long is not None and long is None
-            if not is_between_layers:
-                self._follow(plan)
+            if self.updater is not None and not is_between_layers:
+                self.updater.between_steps(count_tokens(plan))
         return StepResult(results, time.perf_counter() - begun, long)
 
     def count(self) -> dict[str, object]:
@@ -122,13 +124,6 @@ class Runner:
         if self.updater is not None:
             counts["expert_swaps"] = self.updater.num_swaps
         return counts
-
-    def _follow(self, plan: StepPlan) -> None:
-        """After a step that is whole: the experts in use."""
-        if self._hits is not None:
-            self._hits.num_tokens += count_tokens(plan).num_tokens
-        if self.updater is not None:
-            self.updater.between_steps(count_tokens(plan))
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
@@ -162,7 +157,7 @@ class Runner:
 
     def _forward(self, batch: Batch) -> Tensor:
         """By a graph where there is one, and nobody wants to hear of the experts."""
-        is_heard = self.recorder is not None and self.recorder.is_on
+        is_heard = self.recorder is not None and self.recorder.is_hearing
         hidden = None if self.graphs is None or is_heard else self.graphs.forward(batch)
         return self._model.forward(batch, self._caches) if hidden is None else hidden
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_greedy_answers_are_those_of_transformers(name, way, tmp_path):
         assert answers(runner, name) == [chat["answer_ids"] for chat in chats(name)]
     finally:
         runner.close()
+
+
+def test_the_share_served_is_exact_while_prompts_pass(tmp_path):
+    """All experts of half of the layers: half of all choices, however requests overlap."""
+    placement = PlacementConfig(
+        kt_gpu_experts_ratio=0.5,
+        kt_expert_placement_strategy="front-loading",
+        kt_gpu_prefill_token_threshold=16,
+        kt_ring_experts=4,
+    )
+    runner = built("qwen3_next_chat", placement, tmp_path)
+    with patch("kttrio.runner.passage._SHARE", 0.0), patch("kttrio.runner.passage._ALONE", 0.0):
+        answers(runner, "qwen3_next_chat")
+    assert runner.count() == {"served_by_device_experts": 0.5}
+    runner.close()
 
 
 def test_drafts_do_not_change_them_either(tmp_path):

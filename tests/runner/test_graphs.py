@@ -243,7 +243,7 @@ def test_text_after_images_stands_where_they_end():
 
 def test_a_step_that_is_heard_is_not_replayed(one):
     class Ear:
-        is_on = True
+        is_hearing = True
 
     runner = one.runner(with_graphs=True)
     runner.recorder = Ear()

@@ -281,6 +281,24 @@ def test_who_is_on_the_device_is_recorded_step_by_step(tmp_path):
     assert (masks[-1, 1:] != now).sum() <= 2 * 4, "but for the last swaps"
 
 
+def test_a_recording_may_be_stopped_within_any_step(tmp_path):
+    """That step is not recorded, and goes on as if it had not been going to be."""
+    setup, asked = Setup("qwen3_moe_chat", graphs=(2, 3), recorded="stat"), cases("qwen3_moe_chat")
+    with setup.moving(tmp_path) as runner:
+        recorder, forward = runner.recorder, runner._forward
+
+        def interrupted(batch):
+            recorder.stop()
+            hidden = forward(batch)
+            recorder.start()
+            return hidden
+
+        recorder.start()
+        with patch.object(runner, "_forward", interrupted):
+            assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
+        assert recorder.num_kept == 0
+
+
 def test_a_restart_begins_with_those_in_use(tmp_path):
     """What one run has learnt decides the placement of the next."""
     setup = Setup("qwen3_moe_chat", ratio=0.25)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from kttrio.cli.flags import nearest
 from kttrio.config import ConfigError
@@ -18,10 +20,24 @@ SUBCOMMANDS = {
     "version": "show the versions of kttrio and of what it stands on",
 }
 
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C has ended."""
+
 
 def main() -> None:
     """The entry point `kttrio`; exits with the subcommand's code."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == INTERRUPTED:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Without the interpreter's own end: a thread that still loads would be thrown out of torch's
+    code there, which aborts the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -37,7 +37,11 @@ def replace_stat(path: Path, counts: Tensor) -> None:
     """The same into this very file, whether it is there or not. OSError where it cannot be
     written; what was there is then still there."""
     new = _write(path.with_name(f"{path.name}.{os.getpid()}.{time.time()}"), _stat(counts))
-    new.replace(path)
+    try:
+        new.replace(path)
+    except OSError:
+        new.unlink()
+        raise
 
 
 def write_residents(directory: Path, residents: Tensor) -> Path:

@@ -41,6 +41,7 @@ class Sides:
         if division.num_slots:
             shape = common_shape(division, plan, maps)
             self.slots = ExpertSlots(shape, division.num_slots, device=where)
+        self._places = [division.residents(layer) for layer in range(len(maps))]
         self.residencies = [Residency(weights.num_experts, device=where) for weights in maps]
         self.device_sides: list[DeviceSide] = []
         self.handoff = Handoff(handoff, division.device)
@@ -81,7 +82,7 @@ class Sides:
 
         ValueError for weights or scales that are not finite, as the library refuses them.
         """
-        slot = self.division.residents(layer).get(expert)
+        slot = self._places[layer].get(expert)
         if slot is None or self.slots is None:
             return False
         for name, packed in matrices._asdict().items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from kttrio.config import RunnerConfig
+from kttrio.config import ConfigError, RunnerConfig
 from kttrio.experts.bank import ExpertBank
 from kttrio.experts.choice import DecayedCounts, DecayedRule, LastChunkRule, Rule, StepTokens
 from kttrio.experts.placement import ExpertGrid
@@ -24,7 +25,10 @@ from kttrio.weights.fingerprint import fingerprint
 
 
 def open_state(config: RunnerConfig, grid: ExpertGrid) -> ExpertState | None:
-    """Where dynamic update keeps what it has learnt; None where the flags do not ask for it."""
+    """Where dynamic update keeps what it has learnt; None where the flags do not ask for it.
+
+    ConfigError for a file that could not be written at the end, when it would come too late.
+    """
     if not config.placement.kt_enable_dynamic_expert_update:
         return None
     path = config.placement.kt_expert_state
@@ -32,7 +36,18 @@ def open_state(config: RunnerConfig, grid: ExpertGrid) -> ExpertState | None:
         with Checkpoint(config.model.model or Path()) as checkpoint:
             known = fingerprint(checkpoint, checkpoint.entries)
         path = state_file(config.experts.kt_cache_dir, known)
+    else:
+        _check_writable(path)
     return ExpertState(path, grid.layers, grid.shape)
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--kt-expert-state {path}: {error}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--kt-expert-state {path}: no file can be written there; name another")
 
 
 def new_updater(

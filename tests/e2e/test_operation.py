@@ -122,6 +122,21 @@ def test_a_second_signal_ends_at_once() -> None:
             list(chunks)
 
 
+@pytest.mark.parametrize("after", [0.0, 0.1])
+def test_an_interrupt_ends_a_server_that_still_loads(after: float) -> None:
+    """It has just said how the memory is divided."""
+    command = [sys.executable, "-m", "kttrio", "serve", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("memory") for line in process.stdout)
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(30) == 130
+
+
 def test_a_taken_port_is_refused_before_the_model_is_loaded(server: Server) -> None:
     port = server.url.rpartition(":")[2]
     found = kttrio("serve", "--port", port)

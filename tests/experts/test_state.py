@@ -47,6 +47,13 @@ def test_it_is_replaced_as_a_whole(state: ExpertState, monkeypatch: pytest.Monke
     assert [path.name for path in state.path.parent.iterdir()] == ["placement.pt"]
 
 
+def test_what_cannot_take_its_place_is_not_left_behind(state: ExpertState) -> None:
+    state.path.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"placement\.pt"):
+        state.write(COUNTS)
+    assert [path.name for path in state.path.parent.iterdir()] == ["placement.pt"]
+
+
 def test_the_first_run_knows_nothing(state: ExpertState, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert state.read() is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kttrio.config import (
+    ConfigError,
     DeviceConfig,
     EngineConfig,
     ExpertConfig,
@@ -297,6 +298,15 @@ def test_a_recording_may_be_stopped_within_any_step(tmp_path):
         with patch.object(runner, "_forward", interrupted):
             assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
         assert recorder.num_kept == 0
+
+
+@pytest.mark.parametrize("place", ["", "file/state.pt"])
+def test_a_state_that_could_not_be_kept_is_refused_at_the_start(place, tmp_path):
+    (tmp_path / "file").touch()
+    placement = {"kt_expert_state": tmp_path / place}
+    config = Setup("qwen3_moe_chat", placement=placement).config(tmp_path, divided=True)
+    with pytest.raises(ConfigError, match="--kt-expert-state"):
+        build_runner(config)
 
 
 def test_a_restart_begins_with_those_in_use(tmp_path):

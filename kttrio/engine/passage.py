@@ -20,8 +20,9 @@ class Passage:
         """The same one in every plan until its result is there."""
 
     def takes(self, sequence: Sequence) -> bool:
-        """Whether the runner lacks so much of it that it goes this way and no other."""
-        return 0 < self._least <= sequence.num_lacking
+        """Whether the runner lacks so much of it that it goes this way and no other. A single
+        token never does: a chunk of it is what steps have for each sequence that decodes."""
+        return 0 < self._least <= sequence.num_lacking and not sequence.is_decoding
 
     def begin(self, sequence: Sequence) -> None:
         self.sequence, self.chunk = sequence, sequence.next_chunk(self._most)

@@ -576,7 +576,7 @@ def test_nobody_is_preempted_for_drafts(salt):
 def with_passage(**limits) -> Bench:
     """Prompts that lack 20 tokens pass, at most 30 at a time, in 3 steps each."""
     config = limits.pop("config", EngineConfig(chunked_prefill_size=8))
-    return Bench(long_tokens=20, max_long_tokens=30, config=config, **limits)
+    return Bench(**{"long_tokens": 20, "max_long_tokens": 30, "config": config, **limits})
 
 
 def long_of(bench: Bench) -> tuple[int, int] | None:
@@ -647,6 +647,19 @@ def test_the_passage_goes_where_the_budget_is_used_up():
     long = bench.submit(request(range(300, 325), 1))
     bench.run()
     assert bench.tokens(long) == expected(long.request.prompt_ids, 1)
+
+
+@pytest.mark.parametrize("num_drafts", [0, 2])
+def test_a_single_token_is_no_passage_whatever_the_threshold(num_drafts):
+    """It is what decoding computes: the sequence would be in a step twice."""
+    bench = with_passage(long_tokens=1, num_drafts=num_drafts)
+    single, longer = bench.submit(request((7,), 3)), bench.submit(request(31, 3))
+    places = [long_of(bench) for _ in range(3)]
+    assert places == [(0, 30)] * 3
+    bench.run()
+    for sequence in (single, longer):
+        assert bench.tokens(sequence) == expected(sequence.request.prompt_ids, 3)
+    bench.assert_all_free()
 
 
 def test_a_scored_prompt_may_be_long():

@@ -149,8 +149,9 @@ def test_images_are_seen_there(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("name", ["qwen3_next_chat", "deepseek_v32_chat", "minimax_m2_chat"])
 def test_a_decode_step_waits_once_for_the_device(name, tmp_path):
-    """For its results; experts on the device would be torch's here, which looks who was chosen."""
-    samplings = ({"temperature": 0.0, "logprobs": 2}, {"presence_penalty": 0.5}, {"logprobs": 0})
+    """For its results. Experts on the device would be torch's here, which looks who was chosen;
+    and where the best tokens are asked for it is looked which of them are equal."""
+    samplings = ({"temperature": 0.0, "logprobs": 0}, {"presence_penalty": 0.5}, {"logprobs": 0})
     params = [SamplingParams(max_tokens=9, seed=0, **sampling) for sampling in samplings]
     requests = [GenerateRequest(str(i), (1, 2, 3), own) for i, own in enumerate(params)]
     waits = []

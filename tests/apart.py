@@ -7,6 +7,7 @@ to wait for is noted down.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -155,6 +156,13 @@ def watched() -> Iterator[Watch]:
     """Where tensors of this device may be made."""
     with _Making(), Watch() as watch:
         yield watch
+
+
+def held_bytes() -> int:
+    """Of the device's memory that somebody holds."""
+    gc.collect()
+    held = (each.held.untyped_storage() for each in gc.get_objects() if type(each) is ApartTensor)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
 
 def _on_host(value: Any) -> Any:

@@ -21,10 +21,12 @@ from kttrio.device.host import HostDevice
 from kttrio.engine.scheduler import Scheduler
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner import build
-from kttrio.runner.build import build_runner
+from kttrio.runner.build import build_runner, load_runner
 from kttrio.runner.device import Machine
-from tests.apart import APART, ApartDevice, watched
+from kttrio.runner.planning import plan_start
+from tests.apart import APART, ApartDevice, held_bytes, watched
 from tests.golden import FIXTURES
+from tests.machines import GIB, machine
 from tests.pictures import image_input
 
 CHATS = sorted(path.name for path in FIXTURES.glob("*_chat"))
@@ -48,17 +50,19 @@ def apart(monkeypatch):
     monkeypatch.setattr(Machine, "where", APART)
 
 
+def config_of(name, placement, tmp_path, *, engine=ENGINE, device="cpu"):
+    return RunnerConfig(
+        ModelConfig(model=FIXTURES / name, dtype="bfloat16"),
+        ExpertConfig(kt_cpuinfer=1, kt_cache_dir=tmp_path),
+        engine,
+        DeviceConfig(device=device, attention_backend="torch"),
+        placement,
+    )
+
+
 @contextmanager
 def running(name, placement, tmp_path, engine=ENGINE):
-    runner = build_runner(
-        RunnerConfig(
-            ModelConfig(model=FIXTURES / name, dtype="bfloat16"),
-            ExpertConfig(kt_cpuinfer=1, kt_cache_dir=tmp_path),
-            engine,
-            DeviceConfig(device="cpu"),
-            placement,
-        )
-    )
+    runner = build_runner(config_of(name, placement, tmp_path, engine=engine))
     try:
         yield runner
     finally:
@@ -108,6 +112,23 @@ def test_drafts_are_made_there_too(tmp_path):
     with watched(), running(name, PASSING, tmp_path, DRAFTING) as runner:
         found = tokens_of(runner, name, DRAFTING)
     assert found == [chat["answer_ids"][:NUM_TOKENS] for chat in chats(name)]
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_start_as_on_a_gpu_takes_no_more_than_its_plan(tmp_path, caplog):
+    caplog.set_level("INFO")
+    name = "qwen3_next_chat"
+    start = plan_start(config_of(name, MOVING, tmp_path, device="cuda"), machine(gpu=GIB))
+    with watched():
+        runner = load_runner(start, None)
+        held, found = held_bytes(), tokens_of(runner, name)
+        runner.close()
+    assert "the first steps took" in caplog.text
+    assert found == [chat["answer_ids"][:NUM_TOKENS] for chat in chats(name)]
+    rows = {row.name: row.num_bytes for row in start.plan.rows if row.where != "cpu"}
+    scratch = ("step scratch", "device expert scratch")
+    least = sum(rows[row] for row in ("device experts", "expert ring", "dense weights", "KV cache"))
+    assert least <= held <= sum(rows.values()) - sum(rows[row] for row in scratch)
 
 
 SAMPLINGS = (

@@ -26,6 +26,8 @@ from kttrio.runner.portion import Portion
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
+# Of a GPU: kernels, loaded when they first run, and what cuBLAS keeps for each of two streams.
+_LIBRARY_BYTES = 192 * 2**20 + 2 * 32 * 2**20
 
 OF_STEPS = (
     *("step scratch", "expert scratch", "host staging"),
@@ -104,6 +106,7 @@ def device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
     yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
+    yield from _row("GPU libraries", where, 0 if where == "cpu" else _LIBRARY_BYTES)
     if portion is not None:
         yield MemoryRow("device staging", where, _handoff(needs, portion).device_bytes)
         yield MemoryRow(

@@ -56,7 +56,7 @@ class CudaStream:
             self._device.messenger.finish(job, self.stream.cuda_stream)
 
     def record(self) -> CudaEvent:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores are the experts'
         event.record(self.stream)
         return CudaEvent(event)
 

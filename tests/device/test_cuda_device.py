@@ -63,7 +63,8 @@ class FakeCuda:
     def Stream(self, where):
         return FakeStream(self, next(self._names))
 
-    def Event(self):
+    def Event(self, *, blocking):
+        assert blocking  # one that spins takes a core from the experts
         return FakeEvent(self)
 
     def current_stream(self, where):

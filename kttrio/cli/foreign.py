@@ -121,7 +121,7 @@ _IDLE = (
         switches="sleep-on-idle",
     ),
     *_idle(
-        "memory is touched before the port opens",
+        "memory is touched, and a GPU takes its first steps, before the port opens",
         values="warmups",
         switches="skip-server-warmup",
     ),

@@ -56,7 +56,7 @@ class CudaStream:
             self._device.messenger.finish(job, self.stream.cuda_stream)
 
     def record(self) -> CudaEvent:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # who waits sleeps: the cores are the experts'
         event.record(self.stream)
         return CudaEvent(event)
 
@@ -90,6 +90,9 @@ class CudaDevice:
         self.main = CudaStream("main", self, None)
         self.messenger = _messenger(where, handoff)
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all captures: libraries keep some megabytes for each stream they have seen, and
+        # the allocator gives a stream's memory to no other.
+        self._aside = torch.cuda.Stream(where)
         self._started: WeakSet[Job] = WeakSet()
         self._captured: list[Job] | None = None
 
@@ -132,7 +135,12 @@ class CudaDevice:
             graph, jobs = torch.cuda.CUDAGraph(), self._begin()
             try:
                 # Other threads of the server may use the GPU meanwhile.
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._aside,
+                    capture_error_mode="thread_local",
+                ):
                     work()
             finally:
                 self._captured = None
@@ -140,11 +148,10 @@ class CudaDevice:
 
     def _warm_up(self, work: Work) -> None:
         """Not on the default stream, whose kernels may take memory that a graph must not have."""
-        aside = torch.cuda.Stream(self.where)
-        aside.wait_stream(torch.cuda.current_stream(self.where))
-        with torch.cuda.stream(aside):
+        self._aside.wait_stream(torch.cuda.current_stream(self.where))
+        with torch.cuda.stream(self._aside):
             work()
-        torch.cuda.current_stream(self.where).wait_stream(aside)
+        torch.cuda.current_stream(self.where).wait_stream(self._aside)
         self.synchronize()
 
     def _begin(self) -> list[Job]:

@@ -15,6 +15,7 @@ from kttrio.experts.costs import split
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import NOWHERE, Residency
 from kttrio.experts.streamed import Part, Ring
+from kttrio.layers.batch import sent
 
 LEAST_TOKENS = 64
 """With fewer in a call it is not worth waiting to see which experts they chose."""
@@ -61,9 +62,10 @@ class RingSide:
             self.next.prefetch(self.next.residency.absent)
 
     def _counts(self, ids: Tensor) -> Tensor:
-        """Choices of each expert, [experts] on the host: waits for the device."""
-        counts = (ids.flatten() + 1).bincount(minlength=self._layer.num_experts + 1)
-        return counts[1:].cpu()  # the first are those that are skipped
+        """Choices of each expert, [experts] on the host: waits for the device, once."""
+        places = ids.flatten().long() + 1  # the first are those that are skipped
+        counts = places.new_zeros(self._layer.num_experts + 1)
+        return counts.scatter_add_(0, places, torch.ones_like(places))[1:].cpu()
 
 
 class Passing:
@@ -71,8 +73,7 @@ class Passing:
 
     def __init__(self, side: RingSide, experts: Sequence[int], ids: Tensor) -> None:
         self._side, self._experts, self._ids = side, experts, ids
-        passing = torch.tensor(experts, dtype=ids.dtype, device=ids.device)
-        self.left = ids.masked_fill(torch.isin(ids, passing), NOWHERE)
+        self.left = ids.masked_fill(torch.isin(ids, sent(experts, ids.device)), NOWHERE)
         """The choices without theirs."""
 
     def sum(self, x: Tensor, weights: Tensor) -> Tensor:

@@ -138,4 +138,4 @@ class Residency:
 
     def _write(self, expert: int, slot: int) -> None:
         self.host_slot_of[expert] = slot
-        self.slot_of[expert] = slot
+        self.slot_of[expert].fill_(slot)  # to assign it would be a copy that the host waits for

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -57,6 +59,14 @@ class Batch:
         for length in self.lengths:
             rows.append(rows[-1] + length)
         return tuple(rows)
+
+
+def sent(values: Sequence[object], device: torch.device) -> Tensor:
+    """Integers of the host, or truth values if there are any, as a tensor int64 or bool. Nobody
+    waits for the copy; of lists that torch makes tensors of, the host waits until the device has
+    done all it was given before."""
+    dtype = None if values else torch.int64
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def decode_batch(

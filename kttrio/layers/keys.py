@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kttrio.layers.batch import Batch
+from kttrio.layers.batch import Batch, sent
 
 QUERY_BLOCK = 256  # queries of a long chunk that attend together
 MAX_BLOCK_SCORES = 1 << 23  # of one such block and head: bounds the mask of a long context
@@ -71,7 +71,7 @@ def output_order(batch: Batch, members: list[list[Piece]]) -> Tensor:
     order = torch.empty(batch.num_tokens, dtype=torch.int64)
     real = rows >= 0
     order[rows[real]] = real.nonzero().squeeze(1)
-    return order.to(batch.kv_index.device)
+    return order.to(batch.kv_index.device, non_blocking=True)
 
 
 def _pieces(batch: Batch) -> Iterator[Piece]:
@@ -141,7 +141,7 @@ def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     device = batch.kv_index.device
     queries = torch.arange(max(piece.queries for piece in pieces), device=device)
     row, position, real = (
-        torch.tensor(column, device=device).unsqueeze(1)
+        sent(column, device).unsqueeze(1)
         for column in zip(*(piece[1:] for piece in pieces), strict=True)
     )
     query = torch.minimum(queries, real - 1)
@@ -151,7 +151,7 @@ def query_places(batch: Batch, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
 def tables_of(batch: Batch, pieces: list[Piece], num_keys: int) -> Tensor:
     """The pages of each piece's sequence, enough for so many keys: [n, pages]"""
     device = batch.page_table.device
-    sequences = torch.tensor([piece.sequence for piece in pieces], device=device)
+    sequences = sent([piece.sequence for piece in pieces], device)
     return batch.page_table[sequences, : -(-num_keys // batch.page_size)]
 
 

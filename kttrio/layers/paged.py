@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from kttrio.layers.batch import Batch
+from kttrio.layers.batch import Batch, sent
 from kttrio.layers.cache import AttentionCache
 
 
@@ -82,8 +81,8 @@ def _chunks(batch: Batch) -> Chunks:
     offsets = [offset - count for offset in batch.offsets[count:]]
     return Chunks(
         pages=batch.page_table[count:],
-        starts=torch.tensor(batch.starts[count:], device=device),
-        offsets=torch.tensor(offsets, device=device),
+        starts=sent(batch.starts[count:], device),
+        offsets=sent(offsets, device),
         longest=max(batch.lengths[count:]),
         page_size=batch.page_size,
     )

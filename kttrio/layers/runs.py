@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kttrio.layers.batch import Batch
+from kttrio.layers.batch import Batch, sent
 
 CHUNK = 64  # tokens that the chunked form takes at once
 
@@ -71,16 +71,16 @@ def _lanes(batch: Batch, sequences: range | list[int]) -> Lanes:
     fresh = [batch.starts[sequence] == 0 for sequence in sequences]
     device = batch.slots.device
     return Lanes(
-        slots=batch.slots[torch.tensor(list(sequences), device=device)],
-        fresh=torch.tensor(fresh, device=device) if any(fresh) else None,
+        slots=batch.slots[sent(sequences, device)],
+        fresh=sent(fresh, device) if any(fresh) else None,
     )
 
 
 def _run(batch: Batch, sequences: list[int], drafting: bool) -> Run:
     device = batch.slots.device
-    lengths = torch.tensor([batch.lengths[s] for s in sequences], device=device)
+    lengths = sent([batch.lengths[s] for s in sequences], device)
     starts = batch.offsets
-    offsets = torch.tensor([starts[s] for s in sequences], device=device)
+    offsets = sent([starts[s] for s in sequences], device)
     longest = max(batch.lengths[s] for s in sequences)
     padded = longest if longest <= CHUNK else -(-longest // CHUNK) * CHUNK
     token = torch.arange(padded, device=device)

@@ -28,6 +28,7 @@ from kttrio.runner.portion import ALL_ON_HOST, choose_mask, recorded_counts
 from kttrio.runner.recording import make_directory, new_recorder
 from kttrio.runner.runner import Runner
 from kttrio.runner.update import new_updater, open_state
+from kttrio.runner.warmup import warm_up
 from kttrio.weights.loader import Progress
 
 _SMALL_MODEL_BYTES = 256 * 2**20
@@ -89,12 +90,15 @@ def load_runner(
             num_slots=plan.num_slots + spare,
         )
         _touch(caches)
+        capacity = _capacity(plan, loaded.shape)
+        if device is not None and start.machine.kind == "cuda":
+            warm_up(loaded, caches, capacity=capacity, device=device)
         # Before steps are captured: counting who is chosen must be part of them.
         updater = None if state is None else new_updater(start.config, loaded, counts, state)
         runner = Runner(
             loaded,
             caches,
-            capacity=_capacity(plan, loaded.shape),
+            capacity=capacity,
             device=start.machine.where,
             tower=loaded.vision,
             recorder=None if recorded is None else new_recorder(recorded, loaded),

@@ -109,6 +109,7 @@ def missing_for_cuda() -> str:
     if not torch.cuda.is_available():
         return "torch finds no GPU with a driver it can use; nvidia-smi should list one"
     missing = _missing_on_gpu(torch.cuda.get_device_capability(), has_triton=_has("triton"))
+    missing = missing or _why_nothing_runs()
     if missing:
         log.warning("the GPU is left alone: %s", missing)
     return missing
@@ -119,6 +120,22 @@ def _missing_on_gpu(capability: tuple[int, int], *, has_triton: bool) -> str:
         least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
         return f"the GPU has compute capability {found}, but {least} is the least"
     return "" if has_triton else "triton is missing, which its kernels need; pip install triton"
+
+
+def _why_nothing_runs() -> str:
+    """Empty where the GPU computes, and Triton has found what it builds launches with."""
+    try:
+        torch.ones(1, device="cuda").item()
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        return f"torch cannot compute on the GPU ({why}); install one that is built for it"
+    try:
+        from triton.runtime import driver  # CPU-only installations have none
+
+        driver.active.get_current_target()
+    except Exception as error:  # whatever goes wrong in a compiler of C
+        return f"triton cannot launch kernels ({error}); it needs gcc and Python's header files"
+    return ""
 
 
 def _has(module: str) -> bool:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from kttrio.layers.batch import Batch
+from kttrio.layers.batch import Batch, sent
 from kttrio.layers.cache import LayerCache
 from kttrio.plan import Chunk, ChunkResult, StepPlan
 from kttrio.runner.images import Eyes
@@ -63,7 +63,7 @@ class Drafter:
             ordered = self._eyes.look(built, ahead=1)
             passes = [passes[place] for place in ordered.order]
             rows = [row for each in passes for row in each.rows]
-            hidden = self._model.draft(ordered.batch, hidden[rows], caches)
+            hidden = self._model.draft(ordered.batch, hidden[sent(rows, hidden.device)], caches)
             passes = self._next(passes, ordered.batch.offsets, hidden, drafts)
         return [
             result._replace(drafts=tuple(own)) if own else result
@@ -99,7 +99,7 @@ class Drafter:
         wanting = [(each, row) for each, row in wanting if each.wanted]
         if not wanting:
             return []
-        logits = self._model.logits(hidden[[row for _, row in wanting]])
+        logits = self._model.logits(hidden[sent([row for _, row in wanting], hidden.device)])
         further = []
         for (each, row), token in zip(wanting, logits.argmax(-1).tolist(), strict=True):
             drafts[each.number].append(token)

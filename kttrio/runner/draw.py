@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kttrio.layers.batch import sent
+
 _MASK64 = 2**64 - 1
 _BLOCK_ELEMENTS = 2**18  # blocks of rows whose temporaries stay in the processor's cache
 _FIXED_POINT = float(2**40)
@@ -85,6 +87,11 @@ class DrawParams:
         )
 
 
+def index_of(rows: Sequence[int], of: Tensor) -> Tensor | slice:
+    """What takes these rows, in rising order; a list would have the host wait for the device."""
+    return slice(None) if len(rows) == len(of) else sent(rows, of.device)
+
+
 def draw_unfiltered(logits: Tensor, params: DrawParams) -> Tensor:
     """Tokens drawn from the whole vocabulary; only temperature and uniform count."""
     best = logits.amax(-1, keepdim=True)
@@ -110,13 +117,13 @@ def draw_filtered(logits: Tensor, params: DrawParams) -> Tensor:
         ready = [row for row in waiting if params.top_k[row] < width]
         if not ready or width >= logits.shape[-1]:
             continue
-        rows = logits if len(ready) == len(logits) else logits[ready]
-        drawn, ended = _draw_among(rows, best[ready], totals[ready], params.rows(ready), width)
-        tokens[ready] = drawn
+        at = index_of(ready, logits)
+        drawn, ended = _draw_among(logits[at], best[at], totals[at], params.rows(ready), width)
+        tokens[at] = drawn
         done = {row for row, end in zip(ready, ended.tolist(), strict=True) if end}
         waiting = [row for row in waiting if row not in done]
     for row in waiting:
-        tokens[row] = _draw_from_all(logits[row : row + 1], best[row], params.rows([row]))
+        tokens[row : row + 1] = _draw_from_all(logits[row : row + 1], best[row], params.rows([row]))
     return tokens
 
 
@@ -221,7 +228,7 @@ def _invert(weights: Tensor, params: DrawParams) -> Tensor:
 
 
 def _column(values: NDArray[np.float64] | NDArray[np.int64], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device)[:, None]
+    return torch.from_numpy(values).to(like.device, non_blocking=True)[:, None]
 
 
 def _row_blocks(logits: Tensor) -> Iterator[slice]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kttrio.plan import Chunk, ChunkResult
 from kttrio.request import TokenLogprob
+from kttrio.runner.draw import index_of
 from kttrio.runner.logprobs import PromptScorer, PromptScores, read_scores
 from kttrio.runner.sampler import Sampled, Sampler
 from kttrio.runner.tensors import StepTensors
@@ -132,7 +133,7 @@ class Evaluator:
         if not rows:
             findings.read(prompts, places, None)
             return findings.results()
-        logits = self._logits(hidden if len(rows) == len(hidden) else hidden[rows])
+        logits = self._logits(hidden[index_of(rows, hidden)])
         findings.read(prompts, places, self._draw(logits, places))
         while verifies and (places := findings.accepted(places)).rows:
             self._sampler.observe(places.before)
@@ -150,8 +151,7 @@ class Evaluator:
         return {i: scores for i, scores in enumerate(scored) if scores is not None}
 
     def _draw(self, logits: Tensor, places: _Places) -> Sampled:
-        own = logits if len(places.rows) == len(logits) else logits[places.rows]
-        return self._sampler.sample(own, places.before)
+        return self._sampler.sample(logits[index_of(places.rows, logits)], places.before)
 
 
 def _known_part(chunk: Chunk) -> Chunk:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kttrio.layers.batch import ImageRows
+from kttrio.layers.batch import ImageRows, sent
 from kttrio.plan import Chunk
 from kttrio.request import ImageInput
 from kttrio.runner.tensors import StepTensors
@@ -52,7 +52,7 @@ class Eyes:
                 features.append(self._features(image)[begin - image.start : end - image.start])
         if not rows:
             return step
-        images = ImageRows(torch.tensor(rows, device=self._device), torch.cat(features))
+        images = ImageRows(sent(rows, self._device), torch.cat(features))
         return replace(step, batch=replace(step.batch, images=images))
 
     def forget(self, chunks: Sequence[Chunk]) -> None:

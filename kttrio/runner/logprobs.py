@@ -96,7 +96,7 @@ class PromptScorer:
         return PromptScores(tokens, self._score_rows(rows, tokens, num_top), num_top)
 
     def _score_rows(self, rows: Tensor, tokens: tuple[int, ...], num_top: int) -> Tensor:
-        targets = torch.tensor(tokens, dtype=torch.int64, device=rows.device)
+        targets = torch.tensor(tokens, dtype=torch.int64).to(rows.device, non_blocking=True)
         blocks = [
             score(self._logits(rows[first : first + BLOCK_ROWS]), target, num_top)
             for first, target in _in_blocks(targets)

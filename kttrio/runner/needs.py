@@ -26,6 +26,9 @@ from kttrio.runner.portion import Portion
 _HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
+_SCORED_BYTES = 48  # of a key that may be chosen: its place, its score, and what becomes of these
+# Of a GPU: kernels, loaded when they first run, and what cuBLAS keeps for each of two streams.
+_LIBRARY_BYTES = 192 * 2**20 + 2 * 32 * 2**20
 
 OF_STEPS = (
     *("step scratch", "expert scratch", "host staging"),
@@ -59,7 +62,16 @@ class Needs:
 
     @property
     def graph_sizes(self) -> tuple[int, ...]:
-        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
+        return () if self.graphs is None else self.graphs.fit(self._most_captured)
+
+    @property
+    def _most_captured(self) -> int:
+        """Rows. Where keys are chosen a captured step scores as many as each row may ever have:
+        with more of them than other steps gather, it would be the slower one."""
+        slots = self.engine.max_running_requests
+        if not self.estimate.cache_shape.bytes_chosen:
+            return slots
+        return max(min(slots, MAX_KEYS // self.context), 1)
 
     @property
     def context(self) -> int:
@@ -104,6 +116,7 @@ def device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
     yield MemoryRow("step scratch", where, _scratch_bytes(needs))
     yield from _row("decode graphs", where, _graph_bytes(needs))
     yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
+    yield from _row("GPU libraries", where, 0 if where == "cpu" else _LIBRARY_BYTES)
     if portion is not None:
         yield MemoryRow("device staging", where, _handoff(needs, portion).device_bytes)
         yield MemoryRow(
@@ -134,14 +147,17 @@ def _device_scratch_bytes(needs: Needs, portion: Portion, where: str) -> int:
 
 def _graph_bytes(needs: Needs) -> int:
     """What captured steps keep: their inputs and what is computed on the way, the page and the slot
-    that padding writes to, and each graph itself."""
+    that padding writes to, the keys that an indexer chooses from, and each graph itself."""
     if not needs.graph_sizes:
         return 0
     estimate, most = needs.estimate, needs.graph_sizes[-1]
     tables = most * pages_for(needs.context, needs.engine) * torch.int64.itemsize
     rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
     spare = page_bytes(needs) + estimate.cache_shape.bytes_per_slot
-    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
+    scored = 0
+    if estimate.cache_shape.bytes_chosen:
+        scored = most * needs.context * (estimate.cache_shape.bytes_gathered + _SCORED_BYTES)
+    return tables + rows + spare + scored + len(needs.graph_sizes) * _GRAPH_BYTES
 
 
 def page_bytes(needs: Needs) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kttrio.layers.batch import sent
 from kttrio.plan import Chunk
 from kttrio.request import SamplingParams
 
@@ -52,8 +53,9 @@ class TokenCounts:
             return
         in_prompt, in_output = self._tables()
         if begun:
-            in_prompt[begun] = False
-            in_output[begun] = 0.0
+            at = sent(begun, self._device)
+            in_prompt[at] = False
+            in_output[at] = 0.0
         owned = [chunk for chunk in chunks if chunk.slot in self._owners]
         slots, tokens = self._places([(chunk.slot, _prompt_part(chunk)) for chunk in owned])
         in_prompt[slots, tokens] = True
@@ -72,8 +74,8 @@ class TokenCounts:
         slots = np.repeat(np.array([slot for slot, _ in parts], dtype=np.int64), lengths)
         tokens = np.array([token for _, part in parts for token in part], dtype=np.int64)
         return (
-            torch.from_numpy(slots).to(self._device),
-            torch.from_numpy(tokens).to(self._device),
+            torch.from_numpy(slots).to(self._device, non_blocking=True),
+            torch.from_numpy(tokens).to(self._device, non_blocking=True),
         )
 
     def penalise(self, logits: Tensor, chunks: Sequence[Chunk]) -> None:
@@ -88,20 +90,21 @@ class TokenCounts:
         in_prompt, in_output = self._tables()
         for block in _blocks(rows, logits.shape[-1]):
             samplings = [chunks[row].sampling for row in block]
-            slots = [chunks[row].slot for row in block]
+            slots = sent([chunks[row].slot for row in block], self._device)
+            at = sent(block, self._device)
             counts = in_output[slots]
             seen = in_prompt[slots] | (counts > 0)
             repetition = self._column([s.repetition_penalty for s in samplings])
-            values = logits[block]
+            values = logits[at]
             repeated = torch.where(values > 0, values / repetition, values * repetition)
             values = torch.where(seen, repeated, values)
             values -= counts * self._column([s.frequency_penalty for s in samplings])
             values -= (counts > 0) * self._column([s.presence_penalty for s in samplings])
-            logits[block] = values
+            logits[at] = values
 
     def _column(self, values: list[float]) -> Tensor:
         column = np.array(values, dtype=np.float32)[:, None]
-        return torch.from_numpy(column).to(self._device)
+        return torch.from_numpy(column).to(self._device, non_blocking=True)
 
 
 def _prompt_part(chunk: Chunk) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from kttrio.device.base import Device
 from kttrio.experts.recorder import Recorder
 from kttrio.experts.update import Updater
-from kttrio.layers.batch import Batch
+from kttrio.layers.batch import Batch, sent
 from kttrio.layers.cache import LayerCache
 from kttrio.plan import Capacity, ChunkResult, StepPlan, StepResult
 from kttrio.runner.drafter import Drafter
@@ -191,4 +191,4 @@ class Runner:
             for chunk, result in zip(step.chunks, results, strict=True)
             if chunk.num_drafts
         ]
-        self._model.settle(torch.tensor(lengths, device=step.batch.slots.device), self._caches)
+        self._model.settle(sent(lengths, step.batch.slots.device), self._caches)

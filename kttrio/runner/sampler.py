@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kttrio.layers.batch import sent
 from kttrio.plan import Chunk
 from kttrio.request import SamplingParams
 from kttrio.runner.draw import (
@@ -21,6 +22,7 @@ from kttrio.runner.draw import (
     DrawParams,
     draw_filtered,
     draw_unfiltered,
+    index_of,
     uniforms,
 )
 from kttrio.runner.logprobs import score
@@ -74,7 +76,8 @@ class Sampler:
         """
         scored = tuple(row for row, c in enumerate(chunks) if c.sampling.logprobs is not None)
         plain = not any(_changes_logits(chunk) for chunk in chunks)
-        raw = logits if plain and len(scored) == len(chunks) else logits[list(scored)]
+        at = index_of(scored, logits)
+        raw = logits[at] if plain or not scored else logits[at].clone()
         if not plain:
             self._ban_stops(logits, chunks)
             self._add_biases(logits, chunks)
@@ -85,7 +88,7 @@ class Sampler:
         scores = None
         if scored:
             num_top = max(chunks[row].sampling.logprobs or 0 for row in scored)
-            scores = score(raw, tokens[list(scored)], num_top)
+            scores = score(raw, tokens[at], num_top)
         return Sampled(tokens, best, scored, scores)
 
     def _draw(self, logits: Tensor, chunks: Sequence[Chunk], tokens: Tensor) -> None:
@@ -96,8 +99,8 @@ class Sampler:
         for rows, draw in ((filtered, draw_filtered), (unfiltered, draw_unfiltered)):
             if rows:
                 params = self._draw_params([chunks[row] for row in rows])
-                part = logits if len(rows) == len(chunks) else logits[rows]
-                tokens[rows] = draw(part, params)
+                at = index_of(rows, logits)
+                tokens[at] = draw(logits[at], params)
 
     def _is_filtered(self, sampling: SamplingParams) -> bool:
         cut = 0 < sampling.top_k < self._vocab_size
@@ -125,7 +128,7 @@ class Sampler:
             if 0 <= token < self._vocab_size
         ]
         if places:
-            rows, tokens = torch.tensor(places, device=self._device).unbind(-1)
+            rows, tokens = sent(places, self._device).unbind(-1)
             logits[rows, tokens] = _BANNED
 
     def _add_biases(self, logits: Tensor, chunks: Sequence[Chunk]) -> None:
@@ -154,7 +157,7 @@ class Sampler:
         return bias
 
     def _tensor(self, array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
 def _is_greedy(sampling: SamplingParams) -> bool:

@@ -115,6 +115,6 @@ def test_deferral_is_told(directory: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(directory: Path, given: str, message: str) -> None:
-    ended = kttrio("serve", "--model", str(directory), *given.split())
+    ended = kttrio("serve", "--model", str(directory), "--port", "0", *given.split())
     assert ended.returncode == 2
     assert message in ended.stderr

@@ -53,7 +53,7 @@ WAYS = {
 }
 
 
-def built(name, placement, tmp_path, *, engine=ENGINE, device="cpu"):
+def built(name, placement, tmp_path, *, engine=ENGINE, device="cpu", on_plan=None):
     return build_runner(
         RunnerConfig(
             ModelConfig(model=FIXTURES / name, dtype="bfloat16"),
@@ -61,7 +61,8 @@ def built(name, placement, tmp_path, *, engine=ENGINE, device="cpu"):
             engine,
             DeviceConfig(device=device),
             placement,
-        )
+        ),
+        on_plan=on_plan,
     )
 
 
@@ -169,3 +170,32 @@ def test_frequency_takes_what_was_used_most(tmp_path):
     chosen = [r.mask for r in residencies]
     taken = counts[[e for mask in chosen for e in mask.tolist()]]
     assert sorted(taken.tolist()) == sorted(counts.tolist())[-8:]
+
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ALL_CHATS = sorted(path.name for path in FIXTURES.glob("*_chat"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=GPU) for name in ALL_CHATS])
+@pytest.mark.parametrize("way", ["half of them, any", "following the last prompt"])
+def test_on_a_gpu_answers_are_the_same(name, way, tmp_path):
+    runner = built(name, WAYS[way], tmp_path, device="cuda")
+    try:
+        assert answers(runner, name) == [chat["answer_ids"] for chat in chats(name)]
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize("name", [pytest.param("qwen3_next_chat", marks=GPU)])
+def test_on_a_gpu_no_more_memory_is_taken_than_planned(name, tmp_path):
+    plans, before = [], torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    placement = WAYS["long prompts through the device"]
+    runner = built(name, placement, tmp_path, device="cuda", on_plan=plans.append)
+    answers(runner, name)
+    taken = torch.cuda.max_memory_allocated() - before
+    runner.close()
+    assert taken <= sum(row.num_bytes for row in plans[0].rows if row.where == "cuda")

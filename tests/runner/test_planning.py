@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,19 @@ def test_decode_steps_are_captured_on_a_gpu_and_have_their_memory():
     fewer = look(FIXTURES / "qwen3_next", gpu, engine=engine, device=wished).plan
     assert fewer.graph_sizes == (3, 6)
     assert plan.size("decode graphs") > fewer.size("decode graphs") > 0
+
+
+def test_where_keys_are_chosen_few_rows_are_captured(monkeypatch):
+    """As many as score no more keys than a step gathers; one at least."""
+    engine, gpu = EngineConfig(max_running_requests=20), machine(host=GIB, gpu=GIB)
+    planned = partial(look, FIXTURES / "deepseek_v32", gpu, engine=engine)
+    context = planned().needs.context
+    assert planned().plan.graph_sizes == (1, 2, 4, 8, 16, 20)
+    for factor, sizes in ((5, (1, 2, 4, 5)), (1, (1,)), (0.5, (1,))):
+        monkeypatch.setattr("kttrio.runner.needs.MAX_KEYS", int(factor * context))
+        assert planned().plan.graph_sizes == sizes
+        keys = planned().plan.size("decode graphs")
+        assert keys > sizes[-1] * context * planned().needs.estimate.cache_shape.bytes_gathered
 
 
 NO_GRAPHS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Protocol
 
 import numpy as np
@@ -127,13 +127,14 @@ class Runner:
 
     def close(self) -> None:
         """Free model and caches; no step may follow."""
-        if self._passages is not None:
-            self._passages.drop()
-        if self.updater is not None:
-            self.updater.close()
         self.graphs = None
-        self._caches.clear()
-        self._model.close()
+        with ExitStack() as ends:  # the last comes first, and each, whatever goes wrong in another
+            ends.callback(self._model.close)
+            ends.callback(self._caches.clear)
+            if self.updater is not None:
+                ends.callback(self.updater.close)
+            if self._passages is not None:
+                ends.callback(self._passages.drop)
 
     def _compute(self, plan: StepPlan) -> tuple[ChunkResult, ...]:
         """The plan's chunks; where they fail the long prompt beside them has failed, too."""

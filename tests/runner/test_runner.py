@@ -121,6 +121,18 @@ class TestStep:
         assert model.closed
         assert caches == []
 
+    def test_close_frees_the_model_whatever_fails_before(self):
+        class Failing:
+            def close(self):
+                raise OSError("broken")
+
+        runner = toy_runner()
+        runner.updater = Failing()
+        with pytest.raises(OSError, match="broken"):
+            runner.close()
+        assert runner._model.closed
+        assert runner._caches == []
+
 
 class TestLogprobs:
     def test_only_those_who_ask_get_them(self):

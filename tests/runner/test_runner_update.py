@@ -170,7 +170,7 @@ def test_tokens_are_those_of_transformers(name, tmp_path):
     with Setup(name).moving(tmp_path) as runner:
         began = residents(runner)
         assert tokens(heard(runner, asked)) == [answer for _, answer in asked]
-        assert runner.updater.num_swaps > 20
+        assert runner.updater.num_swaps > 10
         check_sides(runner, began)
 
 
@@ -183,7 +183,7 @@ def test_logprobs_are_those_of_experts_that_stay(method, tmp_path):
         expected = heard(runner, asked, logprobs=3, prompt_logprobs=0)
     with setup.moving(tmp_path) as runner:
         found = heard(runner, asked, logprobs=3, prompt_logprobs=0)
-        assert runner.updater.num_swaps > 20
+        assert runner.updater.num_swaps > 10
     assert tokens(found) == tokens(expected)
     torch.testing.assert_close(logprobs(found), logprobs(expected), rtol=1e-4, atol=1e-4)
 

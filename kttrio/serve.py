@@ -107,7 +107,8 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     from kttrio.experts.selfcheck import ExpertsDiffer
     from kttrio.models.base import read_blueprint
     from kttrio.runner.build import build_runner
-    from kttrio.runner.memory import MemoryPlan, format_bytes
+    from kttrio.runner.memory import MemoryPlan
+    from kttrio.runner.needs import format_bytes
     from kttrio.weights.checkpoint import CheckpointError
 
     def on_plan(plan: MemoryPlan) -> None:

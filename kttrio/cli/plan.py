@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         log.warning("%s", note)
     # Here and not above: they import torch, seconds that a mistyped flag should not take.
     from kttrio.runner.device import imagined_machine
-    from kttrio.runner.memory import format_bytes
+    from kttrio.runner.needs import format_bytes
     from kttrio.runner.planning import plan_start
     from kttrio.runner.preview import report
     from kttrio.weights.checkpoint import CheckpointError

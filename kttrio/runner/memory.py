@@ -1,8 +1,7 @@
 """Where the memory goes, decided before a single weight is read.
 
-Arithmetic over what the model says it needs, in one memory or in two: the host's, and the device's
-where it has its own. What is said when it does not fit is refusal.py's; how much there is,
-device.py's.
+The rows of needs.py in one memory or in two: the host's, and the device's where it has its own.
+What is said when they do not fit is refusal.py's; how much memory there is, device.py's.
 """
 
 from __future__ import annotations
@@ -12,46 +11,26 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import NamedTuple
 
-import torch
-
 from kttrio.config import ConfigError, EngineConfig
-from kttrio.experts.feeders import most_staging_bytes
-from kttrio.experts.handoff import HandoffShape
-from kttrio.experts.recorder import RecordedShape, RecorderSettings
-from kttrio.layers.keys import MAX_KEYS
-from kttrio.models.loading import Estimate
 from kttrio.runner.device import Machine
-from kttrio.runner.graphs import GraphWish
-from kttrio.runner.logprobs import BLOCK_ROWS
-from kttrio.runner.passage import passage_bytes
-from kttrio.runner.portion import ALL_ON_HOST, Portion
+from kttrio.runner.needs import (
+    OF_PROMPTS,
+    OF_STEPS,
+    MemoryRow,
+    Needs,
+    device_rows,
+    expert_rows,
+    host_rows,
+    page_bytes,
+    pages_for,
+    total,
+)
+from kttrio.runner.portion import ALL_ON_HOST
 
 _USUAL_TOKENS_PER_REQUEST = 8192
 _SHORT_STEP = 256  # tokens; shorter ones save little and cost much
 _SHORT_CHAT = 1024  # tokens; sequences with less room than this are better fewer
-_HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
-_LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
-_GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
-_PRODUCTS = 2**24  # outputs of experts that are held before they are summed, at least
-_LEAST_COLUMNS = 128  # of them for each choice
 _HOST_SHARE = 0.95  # of the host's memory, where --mem-fraction-static is about a GPU's
-
-
-_OF_STEPS = (
-    *("step scratch", "expert scratch", "host staging"),
-    *("device staging", "device expert scratch"),
-)
-
-
-_OF_PROMPTS = ("expert ring", "long prompts", "device expert scratch")
-
-
-class MemoryRow(NamedTuple):
-    """One line of the table that `kttrio serve` prints."""
-
-    name: str
-    where: str
-    num_bytes: int
 
 
 class Memory(NamedTuple):
@@ -107,11 +86,11 @@ class MemoryPlan:
 
     def used(self, memory: Memory) -> int:
         """Bytes of its rows."""
-        return _total(row for row in self.rows if row.where == memory.where)
+        return total(row for row in self.rows if row.where == memory.where)
 
     def size(self, name: str) -> int:
         """Of the row of that name; 0 where there is none."""
-        return _total(row for row in self.rows if row.name == name)
+        return total(row for row in self.rows if row.name == name)
 
 
 class NoRoom(ConfigError):
@@ -120,29 +99,6 @@ class NoRoom(ConfigError):
     def __init__(self, plan: MemoryPlan, engine: EngineConfig) -> None:
         super().__init__("the model does not fit")
         self.plan, self.engine = plan, engine
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What there is to be room for."""
-
-    estimate: Estimate
-    engine: EngineConfig
-    recording: RecorderSettings | None = None
-    portion: Portion | None = None
-    """None: all experts are the CPU's, and so is all the rest."""
-    graphs: GraphWish | None = None
-    """None: no step is captured."""
-
-    @property
-    def graph_sizes(self) -> tuple[int, ...]:
-        return () if self.graphs is None else self.graphs.fit(self.engine.max_running_requests)
-
-    @property
-    def context(self) -> int:
-        """The longest sequence that was asked for and that the model was made for."""
-        made_for = self.estimate.shape.context_length
-        return min(self.engine.context_length or made_for, made_for)
 
 
 def find_memories(machine: Machine, mem_fraction_static: float) -> tuple[Memory, ...]:
@@ -181,17 +137,17 @@ def divide_memory(needs: Needs, machine: Machine) -> MemoryPlan:
     engine, portion = needs.engine, needs.portion or ALL_ON_HOST
     memories = find_memories(machine, engine.mem_fraction_static)
     where = memories[-1].where
-    others = [*_host_rows(needs), *_device_rows(needs, where)]
-    asked = [*_expert_rows(needs, portion.num_experts or 0, where), *others]
+    others = [*host_rows(needs), *device_rows(needs, where)]
+    asked = [*expert_rows(needs, portion.num_experts or 0, where), *others]
     num_pages = _num_kv_pages(needs, memories[-1], asked)
-    others.append(MemoryRow("KV cache", where, num_pages * _page_bytes(needs)))
+    others.append(MemoryRow("KV cache", where, num_pages * page_bytes(needs)))
     resident = portion.num_experts
     if resident is None:
-        resident = _room_for_experts(needs, memories, [*_expert_rows(needs, 0, where), *others])
+        resident = _room_for_experts(needs, memories, [*expert_rows(needs, 0, where), *others])
     if portion != portion.alone() and resident == needs.estimate.grid.total:
         return divide_memory(replace(needs, portion=portion.alone()), machine)
     return MemoryPlan(
-        rows=(*_expert_rows(needs, resident, where), *others),
+        rows=(*expert_rows(needs, resident, where), *others),
         memories=memories,
         num_slots=engine.max_running_requests,
         num_pages=num_pages,
@@ -215,7 +171,7 @@ def _smaller(needs: Needs, plan: MemoryPlan) -> Needs:
     """
     short = [row for row in plan.rows if row.where in plan.short]
     costs = [
-        (_total(row for row in short if row.name in names), smaller)
+        (total(row for row in short if row.name in names), smaller)
         for smaller, names in _elastic(needs)
     ]
     if not costs:
@@ -232,83 +188,9 @@ def _elastic(needs: Needs) -> Iterator[tuple[Needs, tuple[str, ...]]]:
         yield replace(needs, engine=fewer), ("recurrent states", "KV cache")
     if step > _SHORT_STEP:
         shorter = replace(engine, chunked_prefill_size=max(step // 2, _SHORT_STEP))
-        yield replace(needs, engine=shorter), _OF_STEPS
+        yield replace(needs, engine=shorter), OF_STEPS
     for smaller in portion.smaller() if portion else ():
-        yield replace(needs, portion=smaller), _OF_PROMPTS
-
-
-def _expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
-    """The routed experts, on both sides: those of the device have no copy on the host."""
-    estimate, portion = needs.estimate, needs.portion
-    smallest = min(estimate.slot_bytes, default=0)
-    yield MemoryRow("experts", "cpu", estimate.expert_bytes - num_resident * smallest)
-    if portion is not None:
-        largest = max(estimate.slot_bytes)
-        yield MemoryRow("device experts", where, num_resident * largest)
-        yield from _row("swapped experts", where, portion.num_spare_slots * largest)
-        yield from _row("expert ring", where, portion.num_ring_slots * largest)
-
-
-def _host_rows(needs: Needs) -> Iterator[MemoryRow]:
-    """What stays with the host's experts."""
-    scratch = needs.estimate.expert_scratch.nbytes(needs.engine.chunked_prefill_size)
-    yield MemoryRow("expert scratch", "cpu", scratch)
-    if needs.portion is not None:
-        yield MemoryRow("host staging", "cpu", _staging_bytes(needs, needs.portion))
-    if needs.recording is not None and needs.recording.num_steps is not None:
-        shape = needs.estimate.shape
-        recorded = RecordedShape(shape.num_layers, shape.num_experts, shape.top_k)
-        longest = 0 if needs.portion is None else needs.portion.max_long_tokens
-        tokens = max(needs.engine.chunked_prefill_size, longest)
-        most = needs.recording.most_bytes(recorded, tokens)
-        yield MemoryRow("expert recording", "cpu", most)
-
-
-def _device_rows(needs: Needs, where: str) -> Iterator[MemoryRow]:
-    """What is where the dense layers are, but for experts and the KV cache."""
-    estimate, engine, portion = needs.estimate, needs.engine, needs.portion
-    states = engine.max_running_requests * estimate.cache_shape.bytes_per_slot
-    yield MemoryRow("dense weights", where, estimate.dense_bytes)
-    yield MemoryRow("recurrent states", where, states)
-    yield MemoryRow("step scratch", where, _scratch_bytes(needs))
-    yield from _row("decode graphs", where, _graph_bytes(needs))
-    yield from _row("image scratch", where, engine.max_image_tokens * estimate.image_token_bytes)
-    if portion is not None:
-        yield MemoryRow("device staging", where, _handoff(needs, portion).device_bytes)
-        yield MemoryRow("device expert scratch", where, _device_scratch_bytes(needs, portion))
-        each = passage_bytes(
-            estimate.shape,
-            estimate.cache_shape,
-            row_bytes=estimate.row_bytes,
-            recorded=needs.recording is not None,
-            deferred=portion.max_deferred > 0,
-        )
-        yield from _row("long prompts", where, portion.max_long_tokens * each)
-
-
-def _device_scratch_bytes(needs: Needs, portion: Portion) -> int:
-    """While the device computes experts, of a step or of a whole long prompt: each token's sum,
-    each choice's row between the matrices and some columns behind them; or, where torch does it,
-    one expert in float32."""
-    estimate = needs.estimate
-    tokens = max(needs.engine.chunked_prefill_size, portion.max_long_tokens)
-    hidden, wide = estimate.shape.hidden_size, estimate.intermediate_size
-    choices = tokens * estimate.shape.top_k
-    between = choices * wide * (estimate.row_bytes // hidden)
-    behind = min(choices * hidden, max(choices * _LEAST_COLUMNS, _PRODUCTS))
-    return between + (tokens * hidden + behind + 3 * hidden * wide) * torch.float32.itemsize
-
-
-def _graph_bytes(needs: Needs) -> int:
-    """What captured steps keep: their inputs and what is computed on the way, the page and the slot
-    that padding writes to, and each graph itself."""
-    if not needs.graph_sizes:
-        return 0
-    estimate, most = needs.estimate, needs.graph_sizes[-1]
-    tables = most * _num_pages(needs.context, needs.engine) * torch.int64.itemsize
-    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
-    spare = _page_bytes(needs) + estimate.cache_shape.bytes_per_slot
-    return tables + rows + spare + len(needs.graph_sizes) * _GRAPH_BYTES
+        yield replace(needs, portion=smaller), OF_PROMPTS
 
 
 def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable[MemoryRow]) -> int:
@@ -317,12 +199,8 @@ def _room_for_experts(needs: Needs, memories: tuple[Memory, ...], rows: Iterable
     grid, device = needs.estimate.grid, memories[-1]
     if len(memories) == 1:
         return grid.total
-    left = device.budget_bytes - _total(row for row in rows if row.where == device.where)
+    left = device.budget_bytes - total(row for row in rows if row.where == device.where)
     return min(max(left, 0) // max(needs.estimate.slot_bytes), grid.total)
-
-
-def _page_bytes(needs: Needs) -> int:
-    return needs.engine.page_size * needs.estimate.cache_shape.bytes_per_token
 
 
 def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> int:
@@ -330,84 +208,35 @@ def _num_kv_pages(needs: Needs, memory: Memory, rows: Iterable[MemoryRow]) -> in
     leaves_some = (needs.portion or ALL_ON_HOST).num_experts is None
     is_modest = memory.where == "cpu" or leaves_some
     wanted = _wanted_pages(needs.engine, needs.context, is_modest=is_modest)
-    if not _page_bytes(needs):
+    if not page_bytes(needs):
         return wanted
-    left = memory.budget_bytes - _total(row for row in rows if row.where == memory.where)
+    left = memory.budget_bytes - total(row for row in rows if row.where == memory.where)
     least = _least_pages(needs.engine, needs.context)
-    affordable = left // _page_bytes(needs)
+    affordable = left // page_bytes(needs)
     if leaves_some and needs.engine.max_total_tokens is None:
-        whole = _num_pages(needs.context, needs.engine)
+        whole = pages_for(needs.context, needs.engine)
         wanted = min(wanted, max(affordable // 2, whole))
     return min(wanted, max(affordable, least))
 
 
 def _wanted_pages(engine: EngineConfig, context: int, *, is_modest: bool) -> int:
     slots = engine.max_running_requests
-    wanted = slots * _num_pages(context, engine)
+    wanted = slots * pages_for(context, engine)
     if engine.max_total_tokens is not None:
-        return min(wanted, _num_pages(engine.max_total_tokens, engine))
+        return min(wanted, pages_for(engine.max_total_tokens, engine))
     if is_modest:
-        usual = _num_pages(min(context, _USUAL_TOKENS_PER_REQUEST), engine)
-        return min(wanted, max(slots * usual, _num_pages(context, engine)))
+        usual = pages_for(min(context, _USUAL_TOKENS_PER_REQUEST), engine)
+        return min(wanted, max(slots * usual, pages_for(context, engine)))
     return wanted
-
-
-def _num_pages(num_tokens: int, engine: EngineConfig) -> int:
-    return -(-num_tokens // engine.page_size)
 
 
 def _least_pages(engine: EngineConfig, context: int) -> int:
     """A short chat in each of several sequences (one alone is content with a page), and the length
     that was asked for in one of them."""
     slots = engine.max_running_requests
-    each = _num_pages(min(context, _SHORT_CHAT), engine) if slots > 1 else 1
-    asked = 0 if engine.context_length is None else _num_pages(context, engine)
+    each = pages_for(min(context, _SHORT_CHAT), engine) if slots > 1 else 1
+    asked = 0 if engine.context_length is None else pages_for(context, engine)
     return max(slots * each, asked)
-
-
-def _scratch_bytes(needs: Needs) -> int:
-    """What the largest step needs beside its caches: activations, logits, masks, the keys that
-    attend together, penalty counts, and what is kept until drafts are verified."""
-    estimate, engine, context = needs.estimate, needs.engine, needs.context
-    shape, slots = estimate.shape, engine.max_running_requests
-    verified = slots * (1 + shape.num_drafts)  # tokens that are drawn or compared with drafts
-    rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
-    logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
-    counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * estimate.mask_bytes
-    keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
-    kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
-    return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
-
-
-def _staging_bytes(needs: Needs, portion: Portion) -> int:
-    """Pinned buffers: what the host's experts take and give, and experts on their way."""
-    largest = max(needs.estimate.slot_bytes)
-    swapped = 2 * portion.num_spare_slots * largest  # one comes and one goes
-    ring = most_staging_bytes(largest, portion.num_ring_slots) if portion.num_ring_slots else 0
-    return _handoff(needs, portion).host_bytes + swapped + ring
-
-
-def _handoff(needs: Needs, portion: Portion) -> HandoffShape:
-    shape, row_bytes = needs.estimate.shape, needs.estimate.row_bytes
-    wide = row_bytes == shape.hidden_size * torch.float32.itemsize
-    return HandoffShape(
-        needs.engine.chunked_prefill_size,
-        shape.top_k,
-        shape.hidden_size,
-        dtype=torch.float32 if wide else torch.bfloat16,
-        defers=portion.max_deferred > 0,
-    )
-
-
-def _row(name: str, where: str, num_bytes: int) -> Iterator[MemoryRow]:
-    """Where there is something to be said."""
-    if num_bytes:
-        yield MemoryRow(name, where, num_bytes)
-
-
-def _total(rows: Iterable[MemoryRow]) -> int:
-    return sum(row.num_bytes for row in rows)
 
 
 def _check(engine: EngineConfig) -> None:
@@ -432,19 +261,9 @@ def _check_context(engine: EngineConfig, made_for: int) -> None:
     if engine.context_length is None or engine.max_total_tokens is None:
         return
     context = min(engine.context_length, made_for)
-    holds = _num_pages(engine.max_total_tokens, engine) * engine.page_size
+    holds = pages_for(engine.max_total_tokens, engine) * engine.page_size
     if holds < context:
         raise ConfigError(
             f"--context-length {engine.context_length} needs a KV cache of {context} tokens, but "
             f"it holds {holds}; raise --max-total-tokens or lower --context-length"
         )
-
-
-def format_bytes(num_bytes: int) -> str:
-    """1536 -> '1.5 KiB'"""
-    value, unit = float(num_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

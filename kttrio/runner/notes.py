@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from kttrio.config import EngineConfig
-from kttrio.runner.memory import MemoryPlan, format_bytes
+from kttrio.runner.memory import MemoryPlan
+from kttrio.runner.needs import format_bytes
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,8 @@ from kttrio.models import loading
 from kttrio.runner.device import Machine
 from kttrio.runner.fitting import choose_dtype, fit_pool, note_device
 from kttrio.runner.graphs import GraphWish
-from kttrio.runner.memory import (
-    MemoryPlan,
-    Needs,
-    NoRoom,
-    divide_memory,
-    format_bytes,
-    plan_memory,
-)
+from kttrio.runner.memory import MemoryPlan, NoRoom, divide_memory, plan_memory
+from kttrio.runner.needs import Needs, format_bytes
 from kttrio.runner.notes import note_plan
 from kttrio.runner.portion import note_portion, read_portion
 from kttrio.runner.recording import recorder_settings

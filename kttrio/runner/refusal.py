@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from kttrio.config import ConfigError
 from kttrio.runner.device import Machine
-from kttrio.runner.memory import MemoryPlan, Needs, NoRoom, format_bytes, plan_memory
+from kttrio.runner.memory import MemoryPlan, NoRoom, plan_memory
+from kttrio.runner.needs import Needs, format_bytes
 
 _NUM_MENDS = 3
 _MOST_PERCENT = 95  # of memory; the process itself and what others do need the rest

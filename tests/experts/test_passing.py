@@ -18,7 +18,9 @@ from kttrio.experts.passing import RingSide
 from kttrio.experts.routing import Routing
 from kttrio.experts.slots import Residency
 from kttrio.native import NativeError
+from tests.divided import divide, load_divided
 from tests.experts.rings import HIDDEN, NUM_EXPERTS, TOP_K, Machine, machine
+from tests.golden import FIXTURES
 from tests.native.expert_reference import (
     BF16,
     KINDS,
@@ -231,3 +233,30 @@ def test_while_a_step_is_captured_nothing_is_looked_at():
         device.synchronize()
         assert close(out, made.reference(0, x, routing))
         assert made.made.ring.num_sent == 0
+
+
+@pytest.mark.parametrize("ratio", [0, 0.3, 0.7])
+@pytest.mark.parametrize("fixture", ["qwen3_next", "qwen3_next_fp8"])
+@torch.inference_mode()
+def test_a_prompt_costs_each_expert_of_the_host_that_it_hits_once_in_every_layer(fixture, ratio):
+    """Of a loaded model, and whole prompts beside those of another bank."""
+    model, whole = (
+        load_divided(FIXTURES / fixture, division)
+        for division in (divide(FIXTURES / fixture, ratio, "random", num_ring_slots=4), None)
+    )
+    ring, num_hit = model.bank.sides.ring, 0
+    ring.forget()  # what was checked at the start
+    pairs = zip(model.moe_blocks().items(), whole.moe_blocks().values(), strict=True)
+    for number, ((_, block), other) in enumerate(pairs):
+        chosen = []
+        block.listeners.append(chosen.append)
+        x = torch.randn(150, model.shape.hidden_size)
+        out = torch.empty_like(x)
+        list(block.stream(x, out, piece=64))
+        torch.testing.assert_close(out, other.forward(x), rtol=1e-4, atol=1e-5)
+        mask = model.bank.sides.residencies[number].mask
+        num_hit += int((~mask[torch.cat(chosen).unique().long()]).sum())
+    assert ring.num_sent - ring.num_wasted == num_hit
+    assert ring.num_wasted <= 4 * number, "a ring for each layer but the first"
+    model.close()
+    whole.close()

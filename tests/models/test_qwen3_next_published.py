@@ -13,7 +13,8 @@ import torch
 from kttrio.config import ConfigError, EngineConfig, ExpertConfig
 from kttrio.models.base import read_config, stored_dtype
 from kttrio.models.loading import Extras, estimate
-from kttrio.runner.memory import Needs, plan_memory
+from kttrio.runner.memory import plan_memory
+from kttrio.runner.needs import Needs
 from kttrio.weights.checkpoint import INDEX, CheckpointError
 from tests.machines import machine
 from tests.published import published_file

@@ -12,7 +12,8 @@ from kttrio.experts.recorder import RecorderSettings
 from kttrio.experts.scratch import ScratchShape
 from kttrio.models.base import CacheShape, ModelShape
 from kttrio.models.loading import Estimate
-from kttrio.runner.memory import Needs, NoRoom, format_bytes, plan_memory
+from kttrio.runner.memory import NoRoom, plan_memory
+from kttrio.runner.needs import Needs, format_bytes
 from tests.machines import machine
 
 GIB = 2**30

@@ -14,6 +14,7 @@ from kttrio.config import (
     PlacementConfig,
     RunnerConfig,
 )
+from kttrio.layers.triton.scratch import scratch_bytes
 from kttrio.runner.planning import plan_start
 from kttrio.weights.checkpoint import CheckpointError
 from tests.machines import GIB, machine
@@ -78,6 +79,22 @@ def test_errors_name_the_file(tmp_path):
         look(config, experts=ExpertConfig(kt_weight_path=Path("/x")))
     with pytest.raises(ConfigError, match="--model names no"):
         look(None)
+
+
+def test_kernels_of_experts_have_their_memory_on_a_gpu():
+    """For a step, or a long prompt where that is more; torch on the CPU works without."""
+    engine = replace(ENGINE, chunked_prefill_size=512)
+    placement = PlacementConfig(kt_num_gpu_experts=2)
+    found = look(
+        FIXTURES / "qwen3_next", machine(host=GIB, gpu=GIB), engine=engine, placement=placement
+    )
+    shape = found.needs.estimate.shape
+    tokens = max(found.plan.max_step_tokens, found.plan.max_long_tokens)
+    sizes = (shape.hidden_size, found.needs.estimate.intermediate_size)
+    expected = scratch_bytes(tokens, shape.top_k, sizes, 4)
+    assert found.plan.size("device expert scratch") == expected > 0
+    alone = look(FIXTURES / "qwen3_next", engine=engine)
+    assert alone.plan.size("device expert scratch") == 0
 
 
 def test_decode_steps_are_captured_on_a_gpu_and_have_their_memory():

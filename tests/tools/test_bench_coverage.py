@@ -20,12 +20,12 @@ from tools.bench.coverage import (
     TENTHS,
     CoverageConfig,
     Follower,
-    choices_of_a_token,
     judge,
     measure,
     run,
 )
 from tools.bench.lines import draw_lines
+from tools.bench.traffic import Traffic
 
 LAYERS, EXPERTS, TOP_K = 3, 20, 2
 
@@ -46,12 +46,15 @@ def skewed():
     torch.manual_seed(0)
     shares = torch.full((LAYERS, EXPERTS), 0.02)
     shares[:, -3:] = 1.0
-    return torch.cat((drawn(shares, 119), drawn(shares, 1, num_tokens=5)))
+    return Traffic(drawn(shares, 120), TOP_K)
+
+
+def halves(seen):
+    return [Traffic(steps, seen.top_k) for steps in seen.steps.tensor_split(2)]
 
 
 def test_what_is_known_beats_what_is_not(skewed):
-    past, future = skewed.tensor_split(2)
-    row = judge(past, future, 0.15, CoverageConfig(half_life=1000))
+    row = judge(*halves(skewed), 0.15, CoverageConfig(half_life=1000))
     assert set(row.shares) == {*STATIC, *DYNAMIC}
     assert row.shares["frequency"] > 0.85
     assert row.shares["dynamic"] > 0.85
@@ -63,8 +66,7 @@ def test_what_is_known_beats_what_is_not(skewed):
 
 
 def test_the_last_chunk_follows_large_steps(skewed):
-    past, future = skewed.tensor_split(2)
-    row = judge(past, future, 0.15, CoverageConfig(threshold=16))
+    row = judge(*halves(skewed), 0.15, CoverageConfig(threshold=16))
     assert row.shares["last-chunk"] > 0.8
 
 
@@ -76,13 +78,10 @@ def test_a_step_is_served_before_its_swaps():
     assert follower.num_swaps == 1
 
 
-def test_choices_are_what_all_steps_have_in_common(skewed):
-    assert choices_of_a_token(skewed) == TOP_K
-
-
 def test_layers_and_steps_without_experts_are_left_out(skewed):
-    dense = torch.zeros(len(skewed), 1, EXPERTS, dtype=torch.int64)
-    padded = torch.cat((torch.cat((dense, skewed), 1), torch.zeros(7, LAYERS + 1, EXPERTS).long()))
+    steps = skewed.steps
+    with_dense = torch.cat((torch.zeros_like(steps[:, :1]), steps), 1)
+    padded = Traffic(torch.cat((with_dense, torch.zeros_like(with_dense[:7]))), TOP_K)
     console = Console(width=160)
     with console.capture() as capture:
         rows = measure(padded, CoverageConfig(), "some", console)
@@ -93,9 +92,10 @@ def test_layers_and_steps_without_experts_are_left_out(skewed):
 
 
 def test_a_recording_becomes_a_table_a_picture_and_numbers(skewed, tmp_path, capsys):
-    file = write_stat(tmp_path, skewed.int())
+    file = write_stat(tmp_path, skewed.steps.int())
     plot, numbers = tmp_path / "lines.png", tmp_path / "numbers.json"
-    assert run([f"--recording={file}", f"--plot={plot}", f"--json={numbers}"]) == 0
+    flags = [f"--plot={plot}", f"--json={numbers}", f"--top-k={TOP_K}"]
+    assert run([f"--recording={file}", *flags]) == 0
     assert "frequency" in capsys.readouterr().out, "where there are 80 columns"
     (rows,) = json.loads(numbers.read_text()).values()
     assert len(rows) == len(TENTHS)
@@ -103,9 +103,10 @@ def test_a_recording_becomes_a_table_a_picture_and_numbers(skewed, tmp_path, cap
         assert picture.width > 500
 
 
-def test_no_recording_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="--recording"):
-        run([f"--recording={tmp_path / 'nothing.pt'}"])
+@pytest.mark.parametrize(("flags", "missing"), [([], "give --top-k"), (["--top-k=2"], "No such")])
+def test_what_a_recording_lacks_is_told(tmp_path, flags, missing):
+    with pytest.raises(ConfigError, match=missing):
+        run([f"--recording={tmp_path / 'nothing.pt'}", *flags])
 
 
 def test_a_line_is_where_its_points_are():
@@ -119,11 +120,10 @@ def test_a_line_is_where_its_points_are():
 def test_models_are_recorded(monkeypatch):
     tiny = synthetic.config(layers=3, experts=8, hidden=64, intermediate=32)
     monkeypatch.setattr(traffic, "SHAPE", tiny | {"num_experts_per_tok": 2})
-    read = traffic.synthetic_traffic(2)
-    assert read.shape[1:] == (3, 8)
+    read, top_k = traffic.synthetic_traffic(2)
+    assert (read.shape[1:], top_k) == ((3, 8), 2)
     assert int(read[:, 0].sum(1).max()) == traffic.STEP_TOKENS * 2
     assert torch.equal(read.sum(2), read[:, :1].sum(2).expand(-1, 3))
-    answered = traffic.demo_traffic(3)
-    assert answered.shape[1:] == (8, 16)
-    assert choices_of_a_token(answered) == 4
+    answered, top_k = traffic.demo_traffic(3)
+    assert (answered.shape[1:], top_k) == ((8, 16), 4)
     assert answered[-1, 0].sum() <= 3 * 4, "answers come token by token"

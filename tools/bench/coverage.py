@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import gcd
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ from kttrio.experts.recording import RecordingError, read_counts
 from kttrio.experts.usage import covered, grid_of
 from tools.bench.lines import draw_lines
 from tools.bench.record import check_place, write_record
-from tools.bench.traffic import STEP_TOKENS, demo_traffic, synthetic_traffic
+from tools.bench.traffic import STEP_TOKENS, Traffic, demo_traffic, synthetic_traffic
 
 TENTHS = tuple(tenth / 10 for tenth in range(1, 10))
 STATIC = ("random", "uniform", "front-loading", "frequency")
@@ -56,6 +55,7 @@ class CoverageConfig:
         ("demo", "synthetic"), "what is recorded", choices=("demo", "synthetic")
     )
     recording: Path | None = flag(None, "recorded activations (.pt file), instead of that")
+    top_k: int | None = flag(None, "experts that a token chose in the recording", least=1)
     requests: int = flag(400, "to the demo model; the other one reads a quarter as many", least=4)
     half_life: float = flag(float(HALF_LIFE), "of dynamic, in tokens", least=1)
     margin: float = flag(MARGIN, "of dynamic, in standard deviations", least=0)
@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     (config,) = parse_flags("python -m tools.bench coverage", description, argv, [CoverageConfig])
     check_place(config.json)
     console = Console(highlight=False)
-    found = {name: measure(steps, config, name, console) for name, steps in _traffic(config)}
+    found = {name: measure(seen, config, name, console) for name, seen in _traffic(config)}
     if config.plot is not None:
         lines = {name: _lines(rows) for name, rows in found.items()}
         draw_lines(lines, x="experts on the device", y="activations served").save(config.plot)
@@ -91,12 +91,12 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(steps: Tensor, config: CoverageConfig, name: str, console: Console) -> list[Covered]:
-    """A row for each tenth, of counts [steps, layers, experts], shown."""
-    steps = steps[steps.sum((1, 2)) > 0]
+def measure(seen: Traffic, config: CoverageConfig, name: str, console: Console) -> list[Covered]:
+    """A row for each tenth, shown."""
+    steps = seen.steps[seen.steps.sum((1, 2)) > 0]
     steps = steps[:, grid_of(steps.sum(0)).layers]
-    past, future = steps.tensor_split(2)
-    rows = [judge(past, future, ratio, config) for ratio in TENTHS]
+    halves = [Traffic(half, seen.top_k) for half in steps.tensor_split(2)]
+    rows = [judge(*halves, ratio, config) for ratio in TENTHS]
     num_steps, num_layers, num_experts = steps.shape
     console.print(
         f"\n{name}: {num_layers} layers of {num_experts} experts, {int(steps.sum()):,} activations "
@@ -106,13 +106,14 @@ def measure(steps: Tensor, config: CoverageConfig, name: str, console: Console) 
     return rows
 
 
-def judge(past: Tensor, future: Tensor, ratio: float, config: CoverageConfig) -> Covered:
-    """Every strategy with one budget, judged by the future."""
+def judge(learnt: Traffic, judged: Traffic, ratio: float, config: CoverageConfig) -> Covered:
+    """Every strategy with one budget; all layers have experts."""
+    past, future, top_k = learnt.steps, judged.steps, learnt.top_k
     grid = ExpertGrid((True,) * past.shape[1], past.shape[2])
     budget = plan_budget(grid, ratio=ratio)
     masks = {name: place(name, grid, budget=budget, counts=past.sum(0)) for name in STATIC}
     shares = {name: covered(mask, future.sum(0)) for name, mask in masks.items()}
-    top_k, begin = choices_of_a_token(torch.cat((past, future))), masks["uniform"]
+    begin = masks["uniform"]
     dynamic, cold = (Follower(_rule(grid, top_k, config), begin, top_k) for _ in range(2))
     # As SGLang does, which has the whole layer at hand: all experts at once.
     large = Follower(LastChunkRule(grid.shape, threshold=config.threshold), begin, top_k)
@@ -154,11 +155,6 @@ class Follower:
         self.num_swaps += len(swaps)
 
 
-def choices_of_a_token(steps: Tensor) -> int:
-    """What all steps have in common: their numbers of tokens rarely have a divisor of their own."""
-    return gcd(*steps[:, 0].sum(1).tolist())
-
-
 def coverage_table(rows: Iterable[Covered]) -> Table:
     names = (*STATIC, *DYNAMIC, "swaps", "its swaps")
     columns = (Column(SHORT.get(name, name), justify="right") for name in names)
@@ -174,18 +170,26 @@ def _rule(grid: ExpertGrid, top_k: int, config: CoverageConfig) -> Rule:
     return DecayedRule(known, margin=config.margin, every_tokens=config.every_tokens)
 
 
-def _traffic(config: CoverageConfig) -> Iterator[tuple[str, Tensor]]:
-    """Counts [steps, layers, experts] by name."""
+def _traffic(config: CoverageConfig) -> Iterator[tuple[str, Traffic]]:
+    """By name."""
     if config.recording is not None:
-        try:
-            yield config.recording.name, read_counts(config.recording)
-        except (OSError, RecordingError) as error:
-            raise ConfigError(f"--recording {config.recording}: {error}") from error
+        yield config.recording.name, _read(config.recording, config.top_k)
         return
     if "demo" in config.traffic:
         yield "demo model", demo_traffic(config.requests)
     if "synthetic" in config.traffic:
         yield "random weights", synthetic_traffic(config.requests // 4)
+
+
+def _read(recording: Path, top_k: int | None) -> Traffic:
+    if top_k is None:
+        raise ConfigError(
+            f"--recording {recording} does not tell how many experts a token chose; give --top-k"
+        )
+    try:
+        return Traffic(read_counts(recording), top_k)
+    except (OSError, RecordingError) as error:
+        raise ConfigError(f"--recording {recording}: {error}") from error
 
 
 def _lines(rows: Sequence[Covered]) -> dict[str, list[tuple[float, float]]]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from kttrio.config import EngineConfig, ModelConfig, RecordingConfig, RunnerConfig
 from kttrio.engine.scheduler import Scheduler
 from kttrio.experts.recording import read_counts
+from kttrio.models.base import read_blueprint
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.runner.build import build_runner
 from kttrio.serve import DEMO_MODEL
@@ -38,9 +39,15 @@ SOURCES = Path(__file__).parents[2]
 TEXTS = ("*.md", "kttrio/**/*.py", "cpp/**/*.h", "cpp/**/*.cpp")
 
 
-def demo_traffic(num_requests: int) -> Tensor:
-    """The demo model answers questions, writes functions and calls tools: [steps, layers, experts]
-    int64, how often each expert was chosen."""
+class Traffic(NamedTuple):
+    """What the experts of a model do for some requests."""
+
+    steps: Tensor  # [steps, layers, experts] int64, how often each was chosen
+    top_k: int
+
+
+def demo_traffic(num_requests: int) -> Traffic:
+    """The demo model answers questions, writes functions and calls tools."""
     tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     end = tokenizer.token_to_id(tokens.SPECIAL[2])
     prompts = [
@@ -51,9 +58,9 @@ def demo_traffic(num_requests: int) -> Tensor:
     return record(DEMO_MODEL, prompts, sampling)
 
 
-def synthetic_traffic(num_requests: int) -> Tensor:
+def synthetic_traffic(num_requests: int) -> Traffic:
     """A model of random weights, shaped like Qwen3-Next, reads pieces of this project's own texts
-    and sources, in any order; as `demo_traffic`."""
+    and sources, in any order."""
     with TemporaryDirectory() as folder:
         directory = Path(folder, "model")
         synthetic.write_checkpoint(directory, SHAPE, shard_limit=SHARD_LIMIT)
@@ -63,8 +70,8 @@ def synthetic_traffic(num_requests: int) -> Tensor:
         return record(directory, prompts, SamplingParams(1, 0, temperature=0.0))
 
 
-def record(model: Path, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Tensor:
-    """What the experts of a model do for these prompts and its answers."""
+def record(model: Path, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Traffic:
+    """These prompts, and the model's answers."""
     engine = EngineConfig(
         chunked_prefill_size=STEP_TOKENS,
         max_running_requests=RUNNING,
@@ -86,7 +93,7 @@ def record(model: Path, prompts: Sequence[Sequence[int]], sampling: SamplingPara
         file = recorder.dump()
         assert file is not None
         runner.close()
-        return read_counts(file)
+        return Traffic(read_counts(file), read_blueprint(model).shape.top_k)
 
 
 def _asked(talk: corpus.Conversation) -> corpus.Conversation:

@@ -49,6 +49,7 @@ def decode(query: Tensor, cache: AttentionCache, tables: Tables) -> Tensor:
         DOT=dot_dtype(query),
         num_warps=4,
         num_stages=2,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return joined(out, partials)
 

@@ -40,6 +40,7 @@ def prefill(query: Tensor, cache: AttentionCache, chunks: Chunks) -> Tensor:
         DOT=dot_dtype(query),
         num_warps=4,
         num_stages=2,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

@@ -26,6 +26,7 @@ def sparse(query: Tensor, latents: Latents, rows: Tensor) -> Tensor:
         **launch.constants,
         num_warps=4,
         num_stages=2,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return joined(launch.out, launch.partials)
 

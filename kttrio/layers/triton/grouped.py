@@ -27,11 +27,10 @@ from kttrio.layers.triton.products import (
     pointers,
     side_by_side,
 )
+from kttrio.layers.triton.scratch import SUM_COLUMNS, columns_at_once, tokens_at_once
 from kttrio.weights.formats.base import Packed
 
 _UNSORTED = 64  # choices up to which each is a block of its own
-_PRODUCT_BYTES = 64 << 20  # for the outputs of down, before each token's are summed
-_SUM_COLUMNS = 128
 
 
 class Tiles(NamedTuple):
@@ -66,24 +65,23 @@ def grouped_mlp(
     gate, up, down = stacks
     if not ids.numel() or not len(gate.data):
         return
+    size = tokens_at_once(ids.shape[1], gate.data.shape[1], x.itemsize)
+    pieces = (torch.split(tensor, size) for tensor in (x, ids, weights, out))
+    for tokens, chosen, shares, sums in zip(*pieces, strict=True):
+        call = _plan(tokens, chosen, form, len(gate.data))
+        active = call.gate_up(tokens, gate, up)
+        columns = columns_at_once(chosen.numel(), x.shape[1])
+        for start in range(0, x.shape[1], columns):
+            part = range(start, min(start + columns, x.shape[1]))
+            call.add_down(active, shares, down, sums, part)
+
+
+def _plan(x: Tensor, ids: Tensor, form: str, num_slots: int) -> _Call:
     tiles = _tiles(x, ids.numel())
     blocks = None
     if ids.numel() > _UNSORTED:
-        blocks = sort_by_slot(ids, num_slots=len(gate.data), rows=tiles.rows)
-    call = _Call(ids, form, tiles, blocks, dot_dtype(x))
-    active = call.gate_up(x, gate, up)
-    for columns in _column_ranges(ids.numel(), x.shape[1]):
-        product = x.new_empty(ids.numel(), len(columns), dtype=torch.float32)
-        call.down(active, weights, down, columns, product)
-        _add_choices(product, ids, out, columns)
-
-
-def scratch_bytes(x: Tensor, top_k: int, width: int) -> int:
-    """Device memory that a call with these tokens takes while it runs, beside a few integers for
-    each choice. `width`: the experts' intermediate size."""
-    choices = x.shape[0] * top_k
-    columns = len(_column_ranges(choices, x.shape[1])[0])
-    return choices * (width * x.itemsize + columns * 4) + x.nbytes
+        blocks = sort_by_slot(ids, num_slots=num_slots, rows=tiles.rows)
+    return _Call(ids, form, tiles, blocks, dot_dtype(x))
 
 
 def sort_by_slot(ids: Tensor, *, num_slots: int, rows: int) -> Blocks:
@@ -117,15 +115,6 @@ def _tiles(x: Tensor, num_choices: int) -> Tiles:
     return Tiles(rows=64, columns=64, num_warps=8, num_stages=min(stages, 2))
 
 
-def _column_ranges(num_choices: int, hidden_size: int) -> list[range]:
-    """Outputs of down that are held at once: all for few choices, else so many columns that they
-    fit into _PRODUCT_BYTES, or the fewest."""
-    fitting = _PRODUCT_BYTES // (4 * num_choices) // _SUM_COLUMNS * _SUM_COLUMNS
-    size = min(max(fitting, _SUM_COLUMNS), hidden_size)
-    starts = range(0, hidden_size, size)
-    return [range(start, min(start + size, hidden_size)) for start in starts]
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What both products of a call have in common."""
@@ -150,14 +139,21 @@ class _Call:
         )
         return active
 
-    def down(
-        self, active: Tensor, weights: Tensor, down: Packed, columns: range, product: Tensor
+    def add_down(
+        self, active: Tensor, weights: Tensor, down: Packed, out: Tensor, columns: range
     ) -> None:
-        """product[choice] = weight * down(active), these columns of it."""
+        """Add each token's sum of weight * down(active) to `out`: these columns of it."""
+        product = out.new_empty(self.ids.numel(), len(columns))
         _down[self._grid(len(columns))](
             *(active, product, weights, *self._places(), *pointers(self.form, down)),
             *(active.shape[1], down.data.shape[1], columns.start, columns.stop),
             **self._constants(down),
+        )
+        _sum[len(out), triton.cdiv(len(columns), SUM_COLUMNS)](
+            *(product, self.ids, out, out.shape[1]),
+            *(columns.start, columns.stop, self.ids.shape[1]),
+            COLUMNS=SUM_COLUMNS,
+            enable_fp_fusion=True,
         )
 
     def _grid(self, columns: int) -> tuple[int]:
@@ -179,16 +175,6 @@ class _Call:
             "num_stages": self.tiles.num_stages,
             "enable_fp_fusion": True,
         }
-
-
-def _add_choices(product: Tensor, ids: Tensor, out: Tensor, columns: range) -> None:
-    """out[token, columns] += the sum of the token's choices."""
-    grid = (len(ids), triton.cdiv(len(columns), _SUM_COLUMNS))
-    _sum[grid](
-        *(product, ids, out, out.shape[1], columns.start, columns.stop, ids.shape[1]),
-        COLUMNS=_SUM_COLUMNS,
-        enable_fp_fusion=True,
-    )
 
 
 @triton.jit

@@ -26,6 +26,7 @@ def latent(query: Tensor, latents: Latents, tables: Tables) -> Tensor:
         **launch.constants,
         num_warps=4,
         num_stages=2,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return joined(launch.out, launch.partials)
 

@@ -133,5 +133,6 @@ def joined(out: Tensor, partials: Partials) -> Tensor:
             WIDTH=triton.next_power_of_2(size),
             NUM_SPLITS=splits,
             SPLITS=triton.next_power_of_2(splits),
+            enable_fp_fusion=True,
         )  # fmt: skip
     return out

@@ -149,8 +149,14 @@ def compiled(function: JITFunction, chip: int, args, kwargs) -> int:
         elif isinstance(value, Tensor):
             signature[param.name] = "*" + TYPES[value.dtype]
             aligned[index,] = [["tt.divisibility", 16]]
-        else:
-            signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+        elif isinstance(value, float):
+            signature[param.name] = "fp32"
+        elif value == 1:
+            signature[param.name], constants[index,] = "constexpr", value
+        else:  # what is known of a size decides whether loads are wide and run ahead
+            signature[param.name] = "i32"
+            if value % 16 == 0:
+                aligned[index,] = [["tt.divisibility", 16]]
     source = ASTSource(function, signature, constants, aligned)
     kernel = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
     return kernel.metadata.shared

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton", reason="kernels need Triton: pip install triton")
 
 from kttrio.layers.grouped import Stacks
-from kttrio.layers.triton import grouped
+from kttrio.layers.triton import grouped, scratch
 from kttrio.weights.formats.base import Packed
 from tests.layers.experts import KINDS, Experts, routing
 from tests.layers.triton.where import DEVICE, needs_gpu
@@ -67,19 +67,11 @@ def test_tokens_without_any_slot_here_keep_what_they_have(tokens):
     check(experts, torch.randn(tokens, HIDDEN), ids, torch.rand(tokens, 2))
 
 
-def test_outputs_that_do_not_fit_at_once_come_in_pieces(monkeypatch):
-    monkeypatch.setattr(grouped, "_PRODUCT_BYTES", 0)
+def test_what_does_not_fit_at_once_comes_in_pieces(monkeypatch):
+    """One token and the fewest columns at a time."""
+    monkeypatch.setattr(scratch, "_BYTES", 0)
     experts = Experts.random(("fp8", 128), (SLOTS, 300, WIDTH))
     check(experts, torch.randn(3, 300), *routing(3, SLOTS, 3))
-
-
-def test_scratch_is_what_a_call_takes():
-    x = torch.empty(100, 4096, dtype=torch.bfloat16)
-    fits = 1000 * (512 * 2 + 4096 * 4) + x.nbytes
-    assert grouped.scratch_bytes(x, top_k=10, width=512) == fits
-    long = torch.empty(100_000, 4096, dtype=torch.bfloat16, device="meta")
-    activations = 1_000_000 * 512 * 2 + long.nbytes
-    assert grouped.scratch_bytes(long, top_k=10, width=512) == activations + 1_000_000 * 128 * 4
 
 
 class TestBlocks:

@@ -6,11 +6,10 @@ Everything is checked before the first weight is read, so that measuring refuses
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -36,10 +35,12 @@ from kttrio.models.base import (
 from kttrio.models.blocks.stored import keep_fp8
 from kttrio.weights.census import Count, count, count_experts
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError, read_json
-from kttrio.weights.formats.base import PLAIN
+from kttrio.weights.declared import declared_format, declared_fp8
+from kttrio.weights.formats.base import stored_format
 from kttrio.weights.loader import (
     Countdown,
     ExpertWeights,
+    Part,
     Progress,
     Weight,
     check_names,
@@ -216,12 +217,10 @@ def estimate_config(
     form = declared_format(raw)
     plan = plan_declared(experts, form, num_layers=num_layers, dtype=dtype, where=file)
     model = _outline(blueprint, Unloaded(num_layers), dtype, backend)
+    if backend == "triton":
+        weights, is_fp8 = blueprint.weight_map(), declared_fp8(raw)
+        keep_fp8(model, weights, is_fp8, backend=backend, scheme="w8a16")  # both take as much
     return _measure(blueprint, plan, experts, model)
-
-
-def declared_format(raw: dict[str, Any]) -> str:
-    """The format of the experts that a parsed config.json speaks of."""
-    return "fp8" if raw.get("quantization_config") else PLAIN
 
 
 def _outline(blueprint: Blueprint, bank: Bank, dtype: torch.dtype, backend: Backend) -> CausalLM:
@@ -233,11 +232,14 @@ def _outline(blueprint: Blueprint, bank: Bank, dtype: torch.dtype, backend: Back
 def _outline_stored(
     source: _Source, bank: Bank, dtype: torch.dtype, backend: Backend, device: torch.device
 ) -> CausalLM:
-    """The same of a checkpoint: where kernels multiply with FP8, what is stored so stays so."""
+    """The same of a checkpoint."""
+
+    def is_fp8(part: Part) -> bool:
+        return stored_format(source.dense, part.name) == "fp8"
+
     model = _outline(source.blueprint, bank, dtype, backend)
-    if backend == "triton":
-        scheme = best_scheme(device)
-        keep_fp8(model, source.weights, source.dense, backend=backend, scheme=scheme)
+    if backend == "triton":  # its kernels multiply with FP8, so that what is stored so stays so
+        keep_fp8(model, source.weights, is_fp8, backend=backend, scheme=best_scheme(device))
     return model
 
 

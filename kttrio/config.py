@@ -21,6 +21,7 @@ def flag(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    others: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     alias: str = "",
     positional: bool = False,
@@ -28,13 +29,14 @@ def flag(
     most: float | None = None,
     mend: str = "",
 ) -> Any:
-    """A config field with what the command line needs: help text, choices, words that may stand
-    in a number's place, a second spelling, the smallest and largest number that makes sense, and
-    what to do about a refused value. A positional one is given without the flag's name, and must
-    be."""
-    limits = {"choices": choices, "words": words, "least": least, "most": most, "mend": mend}
+    """A config field with what the command line needs: help text, choices and others that are
+    taken but not shown, words that may stand in a number's place, a second spelling, the smallest
+    and largest number that makes sense, and what to do about a refused value. A positional one is
+    given without the flag's name, and must be."""
+    taken = {"choices": choices, "others": others, "words": words}
+    limits = {"least": least, "most": most, "mend": mend}
     names = {"alias": alias, "positional": positional}
-    return field(default=default, metadata={"help": help} | names | limits)
+    return field(default=default, metadata={"help": help} | names | taken | limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ class DeviceConfig:
         None,
         "kernels of the attention layers: triton (the default on a GPU) or torch; other names that "
         "SGLang has mean the default",
-        choices=("triton", "torch", *OTHER_BACKENDS),
+        choices=("triton", "torch"),
+        others=OTHER_BACKENDS,
     )
     disable_cuda_graph: bool = flag(
         False, "launch the kernels of decode steps one by one, not as captured graphs"
@@ -171,7 +174,8 @@ class PlacementConfig:
     kt_expert_placement_strategy: str | None = flag(
         None,
         "which experts go to the GPU: as many of each layer (uniform, the default), the first "
-        "layers', any (with seed 42), or those used most by --init-expert-location",
+        "layers', any (with seed 42), or those used most by --init-expert-location (frequency, the "
+        "default where dynamic update knows from before what is used)",
         choices=STRATEGIES,
     )
     init_expert_location: str | None = flag(

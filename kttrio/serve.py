@@ -112,10 +112,10 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     from kttrio.weights.checkpoint import CheckpointError
 
     def on_plan(plan: MemoryPlan) -> None:
-        total = ("all", "", format_bytes(plan.total_bytes))
-        face.planned(
-            [*((row.name, row.where, format_bytes(row.num_bytes)) for row in plan.rows), total]
-        )
+        lines = [(row.name, row.where, format_bytes(row.num_bytes)) for row in plan.rows]
+        for memory in plan.memories:
+            lines.append(("all", memory.where, format_bytes(plan.used(memory))))
+        face.planned(lines)
 
     model = load_text(settings)
     try:

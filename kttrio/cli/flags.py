@@ -165,7 +165,7 @@ def _value(kind: type[Any], text: str, metadata: Any) -> Any:
         raise ConfigError("needs a value, got an empty one")
     choices = metadata.get("choices")
     if choices:
-        text = _choose(text, choices)
+        text = _choose(text, choices, metadata.get("others", ()))
     if text.casefold() in metadata.get("words", ()):
         return text.casefold()
     if kind in (int, float):
@@ -173,9 +173,9 @@ def _value(kind: type[Any], text: str, metadata: Any) -> Any:
     return Path(text).expanduser() if kind is Path else text
 
 
-def _choose(text: str, choices: Sequence[str]) -> str:
+def _choose(text: str, choices: Sequence[str], others: Sequence[str]) -> str:
     """The choice that is meant, in whatever case it is written."""
-    for choice in choices:
+    for choice in (*choices, *others):
         if choice.casefold() == text.casefold():
             return choice
     known = f"none of {', '.join(choices)}" if len(choices) > 1 else f"not {choices[0]}"

@@ -64,8 +64,7 @@ def load_runner(
 ) -> Runner:
     """What the plan says, allocated and touched. `load` takes what `load_model` does."""
     plan, recorded, grid = start.plan, start.needs.recording, start.estimate.grid
-    placement = start.config.placement
-    counts = recorded_counts(placement, grid)
+    counts = recorded_counts(start.config.placement, grid) if start.needs.portion else None
     state = open_state(start.config, grid) if plan.num_spare_slots else None
     if counts is None and state is not None:
         counts = state.read()

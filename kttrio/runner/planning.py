@@ -78,7 +78,6 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     shows_residents = config.placement.record_kt_gpu_expert_distribution and portion is not None
     recording = recorder_settings(config.recording, with_residents=shows_residents)
     note_device(config.device, machine.kind)
-    note_portion(config.placement, machine.kind, portion)
     graphs = None if portion is None else _graphs(config, machine)
     needs = Needs(estimate, config.engine, recording, portion, graphs)
     try:
@@ -86,6 +85,8 @@ def plan_start(config: RunnerConfig, machine: Machine) -> Start:
     except NoRoom as error:
         why = explain(error, needs, machine, _variants(config, needs, measure))
         return Start(config, machine, dtype, needs, divide_memory(needs, machine), why)
+    holds_all = plan.num_device_experts == estimate.grid.total
+    note_portion(config.placement, machine.kind, holds_all=holds_all)
     note_plan(plan, config.engine, made_for=estimate.shape.context_length)
     return Start(config, machine, dtype, needs, plan, refusal="")
 

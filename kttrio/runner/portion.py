@@ -114,24 +114,24 @@ def recorded_counts(config: PlacementConfig, grid: ExpertGrid) -> Tensor | None:
     return counts
 
 
-def note_portion(config: PlacementConfig, kind: Kind, portion: Portion | None) -> None:
-    """Name the flags that have no effect, and why."""
+def note_portion(config: PlacementConfig, kind: Kind, *, holds_all: bool) -> None:
+    """Name the flags that have no effect, and why. `holds_all`: there is room on the device for
+    all experts."""
     if kind == "none":
         name_idle(_given(config), NO_DEVICE)
         return
     if config.kt_gpu_experts_ratio is not None and config.kt_num_gpu_experts is not None:
         name_idle(["--kt-num-gpu-experts"], "--kt-gpu-experts-ratio goes first")
-    if portion is None and config.record_kt_gpu_expert_distribution:
-        name_idle(["--record-kt-gpu-expert-distribution"], "no expert is on the device")
     if not config.kt_enable_dynamic_expert_update:
         _name_without_update(config)
-    if not (portion and portion.num_ring_slots):
+    if holds_all:
         given = {
             "--kt-gpu-prefill-token-threshold": config.kt_gpu_prefill_token_threshold,
             "--kt-ring-experts": config.kt_ring_experts,
+            "--kt-enable-dynamic-expert-update": config.kt_enable_dynamic_expert_update,
         }
         idle = [name for name, value in given.items() if value]
-        name_idle(idle, "all experts stay on the device, none has to pass through it")
+        name_idle(idle, "all experts stay on the device")
 
 
 def _name_without_update(config: PlacementConfig) -> None:

@@ -22,6 +22,14 @@ RECORDS = (ModelConfig, ExpertConfig, EngineConfig, ServerConfig)
 
 
 @dataclass(frozen=True, slots=True)
+class Lenient:
+    """Some."""
+
+    number: int | str | None = flag(None, "how many", words=("auto",), least=1)
+    kernel: str | None = flag(None, "which", choices=("ours",), others=("theirs",))
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """One file."""
 
@@ -200,3 +208,28 @@ def test_a_positional_field_is_needed_and_given_once() -> None:
         parse_flags("read", "Read.", ["--depth", "2"], [Reading])
     with pytest.raises(ConfigError, match=r"unexpected argument 'b\.pt'"):
         parse_flags("read", "Read.", ["a.pt", "b.pt"], [Reading])
+
+
+def test_a_word_may_stand_in_a_numbers_place_and_others_are_taken_unshown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def parse(*argv: str) -> Lenient:
+        (record,) = parse_flags("prog", "", argv, [Lenient])
+        assert isinstance(record, Lenient)
+        return record
+
+    assert parse("--number", "AUTO").number == "auto"
+    assert parse("--number", "7").number == 7
+    assert parse("--kernel", "theirs").kernel == "theirs"
+    with pytest.raises(ConfigError, match="'all' is not a whole number or auto"):
+        parse("--number", "all")
+    with pytest.raises(ConfigError, match="0 is too small"):
+        parse("--number", "0")
+    with pytest.raises(ConfigError, match="'nobody' is not ours"):
+        parse("--kernel", "nobody")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert "--number INT|auto" in shown
+    assert "{ours}" in shown
+    assert "theirs" not in shown

@@ -118,7 +118,7 @@ def test_more_devices_than_one_are_reduced_aloud() -> None:
         ("--enable-lora", "--enable-lora: adapters are not supported"),
         ("--lora-paths a=/x b=/y", "--lora-paths: adapters are not supported; merge them into"),
         ("--device xpu", "there are no kernels for another device"),
-        ("--attention-backend flashh", "'flashh' is none of triton, torch, "),
+        ("--attention-backend flashh", "'flashh' is none of triton, torch"),
         ("--cuda-graph-bs 1 0", "--cuda-graph-bs: 0 is too small"),
         ("--kt-num-gpu-experts many", "'many' is not a whole number or auto"),
         ("--atention-backend triton", "did you mean --attention-backend?"),

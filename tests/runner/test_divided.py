@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kttrio.config import (
     ConfigError,
@@ -119,6 +120,20 @@ def test_a_recording_of_another_model_is_refused(tmp_path):
     wrong = PlacementConfig(kt_num_gpu_experts=2, init_expert_location=str(file))
     with pytest.raises(ConfigError, match=r"is of 4 x 8 experts, the model has \d+ x \d+ "):
         built("deepseek_v3_chat", wrong, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is the GPU here")
+def test_without_a_device_placement_changes_nothing_and_is_named(tmp_path, caplog):
+    nothing_in_it = tmp_path / "counts.pt"
+    nothing_in_it.touch()
+    placement = PlacementConfig(kt_num_gpu_experts=99, init_expert_location=str(nothing_in_it))
+    runner = built("qwen3_next_chat", placement, tmp_path, device="auto")
+    found, counts = answers(runner, "qwen3_next_chat"), runner.count()
+    runner.close()
+    assert found == [chat["answer_ids"] for chat in chats("qwen3_next_chat")]
+    assert counts == {}
+    assert "device" not in runner.facts
+    assert "--kt-num-gpu-experts, --init-expert-location (no GPU, every expert" in caplog.text
 
 
 def test_frequency_takes_what_was_used_most(tmp_path):

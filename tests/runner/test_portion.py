@@ -29,7 +29,9 @@ def read(kind="cpu", **flags):
 
 
 def noted(caplog, kind="cpu", **flags):
-    note_portion(PlacementConfig(**flags), kind, read(kind, **flags))
+    portion = read(kind, **flags)
+    holds_all = portion is not None and portion.num_experts == GRID.total
+    note_portion(PlacementConfig(**flags), kind, holds_all=holds_all)
     return [record.message for record in caplog.records]
 
 

@@ -54,14 +54,22 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = Linear(gates, hidden_size, dtype=dtype)
 
     def forward(self, hidden: Tensor, step: Step, cache: RecurrentCache) -> Tensor:
-        index = step.runs
         gates = self.value_heads * self.value_dim
         mixed, gate, beta, decay = self.in_proj(hidden).split(
             (self.channels, gates, self.value_heads, self.value_heads), dim=1
         )
         beta = beta.float().sigmoid()
         decay = F.softplus(decay.float() + self.dt_bias) * -self.a_log.exp()
-        outs = []
+        recalled = self._recalled(mixed, decay, beta, step=step, cache=cache)
+        normed = self.norm(recalled, gate.view(recalled.shape))
+        out: Tensor = self.out_proj(normed.flatten(1))
+        return out
+
+    def _recalled(
+        self, mixed: Tensor, decay: Tensor, beta: Tensor, *, step: Step, cache: RecurrentCache
+    ) -> Tensor:
+        """What each token reads of its sequence's state: [tokens, heads, value_dim]"""
+        index, outs = step.runs, []
         if index.decodes is not None:
             rows = slice(index.num_decodes)
             fed = Trail(index.decodes, *(x[rows].unsqueeze(1) for x in (mixed, decay, beta)))
@@ -74,10 +82,7 @@ class GatedDeltaNet(nn.Module):
                 cache.trail = Trail(run.lanes, *drafts)
             else:
                 outs.append(self._prefill(fed, run, step.recurrence, cache))
-        recalled = outs[0] if index.order is None else torch.cat(outs)[index.order]
-        normed = self.norm(recalled, gate.view(recalled.shape))
-        out: Tensor = self.out_proj(normed.flatten(1))
-        return out
+        return outs[0] if index.order is None else torch.cat(outs)[index.order]
 
     def _decode(self, fed: Trail, recurrence: Recurrence, cache: RecurrentCache) -> Tensor:
         """The first token of each lane, which is remembered, and drafts after it, which are not:

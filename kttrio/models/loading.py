@@ -29,6 +29,7 @@ from kttrio.models.base import (
     CacheShape,
     CausalLM,
     ModelShape,
+    StepScratch,
     find_family,
     read_blueprint,
 )
@@ -52,6 +53,7 @@ from kttrio.weights.loader import (
 log = logging.getLogger(__name__)
 
 NO_EXPERTS = ExpertGrid((), 0)
+NO_SCRATCH = StepScratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,8 @@ class Estimate:
     """Of all layers together."""
     image_token_bytes: int = 0
     """What looking at an image takes for each of its tokens; 0: it takes no images."""
-    mask_bytes: int = 1
-    """Of a token and each that it sees; 0: attention needs no masks."""
+    step_scratch: StepScratch = NO_SCRATCH
+    """Of the widest layer."""
     row_bytes: int = 0
     """Of a token between two layers."""
     grid: ExpertGrid = NO_EXPERTS
@@ -251,7 +253,6 @@ def _measure(
     grid = ExpertGrid(has_experts, model.num_experts)
     held = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     routed = count_experts(maps, plan.nbytes(maps))
-    caches = model.cache_shape()
     return Estimate(
         shape=model.shape,
         dense_bytes=model.dense_bytes,
@@ -261,8 +262,8 @@ def _measure(
         expert_scratch=scratch_shape(
             maps, plan.activations, top_k=model.top_k, num_parts=most_parts(experts)
         ),
-        cache_shape=caches,
-        mask_bytes=torch.bool.itemsize if caches.bytes_gathered else 0,
+        cache_shape=model.cache_shape(),
+        step_scratch=model.step_scratch(),
         counts=(*count(blueprint.weight_map(), held), routed),
         num_routed_experts=sum(layer.num_experts for layer in maps),
         image_token_bytes=model.vision.bytes_per_token if model.vision else 0,

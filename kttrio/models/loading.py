@@ -312,7 +312,7 @@ def _tell_left_out(source: _Source) -> None:
         entries = source.dense.entries.items()
         nbytes = sum(entry.nbytes for name, entry in entries if name.startswith(prefix))
         if nbytes:
-            log.info("%s* is left out: %.2f GB that this model does not use", prefix, nbytes / 1e9)
+            log.info("%s* is left out: %.1f MB that this model does not use", prefix, nbytes / 1e6)
 
 
 def _load_experts(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kttrio.layers.attention import MAX_FOLDED, Attention, AttentionShape
 from kttrio.layers.backend import Backend
 from kttrio.layers.cache import AttentionCache, LayerCache
-from kttrio.layers.keys import QUERY_BLOCK
+from kttrio.layers.keys import MAX_BLOCK_SCORES, QUERY_BLOCK
 from kttrio.layers.norm import one_plus
 from kttrio.layers.rotary import Rope
 from kttrio.models.base import CacheShape, StepScratch
@@ -94,7 +94,7 @@ class AttentionSpec(AttentionShape):
         return StepScratch(
             per_token=each,
             per_key=QUERY_BLOCK * (self.heads // self.kv_heads) * repeated,
-            of_keys=MAX_FOLDED * repeated,
+            of_keys=min(MAX_FOLDED, MAX_BLOCK_SCORES * (self.heads // self.kv_heads)) * repeated,
             per_pair=torch.bool.itemsize,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,8 +11,6 @@ from kttrio import native
 from kttrio.experts.costs import Rates
 from kttrio.experts.streamed import Ring
 from kttrio.layers.grouped import grouped_mlp
-
-log = logging.getLogger(__name__)
 
 _MOST_BYTES = 2**28  # of experts: more than a cache holds, and little to read
 _MOST_EXPERTS = 64
@@ -36,9 +33,7 @@ def measure(
     host = [_on_host(layer, some, times, dtype) for times in (1, _CHOICES)]
     device = [_on_device(ring, len(some), times, dtype) for times in (1, _CHOICES)]
     ring.forget()
-    rates = Rates(*_line(*host), sent, *_line(*device))
-    log.info("%s", describe(rates, nbytes))
-    return rates
+    return Rates(*_line(*host), sent, *_line(*device))
 
 
 def _send(ring: Ring, layer: native.ExpertLayer, experts: Sequence[int]) -> None:
@@ -103,6 +98,10 @@ def describe(rates: Rates, nbytes: int) -> str:
     )
     speed = nbytes / rates.send_expert / 1e9
     return (
-        f"an expert of {nbytes / 1e6:.1f} MB takes {host}, {device}, and "
+        f"an expert of {_size(nbytes)} takes {host}, {device}, and "
         f"{1e6 * rates.send_expert:.0f} us to get there ({speed:.1f} GB/s)"
     )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:.1f} kB"

@@ -74,8 +74,7 @@ class Sides:
         """For people."""
         if self.ring is None or self.ring.rates is None:
             return {}
-        rates = describe(self.ring.rates, self.ring.slots.shape.nbytes)
-        return {"expert ring": f"{len(self.ring.room)} slots; {rates}"}
+        return {"rates": describe(self.ring.rates, self.ring.slots.shape.nbytes)}
 
     def take(self, layer: int, expert: int, matrices: Matrices) -> bool:
         """Copy an expert into its slot; False for one that belongs on the host.

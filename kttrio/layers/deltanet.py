@@ -6,6 +6,8 @@ neither convolution nor state crosses a border.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from kttrio.layers.delta_rule import Heads, delta_tokens, remembered
 from kttrio.layers.linear import Linear
 from kttrio.layers.norm import GatedRMSNorm
 from kttrio.layers.recurrence import Recurrence
-from kttrio.layers.runs import Lanes, Run
+from kttrio.layers.runs import CHUNK, MAX_TOGETHER, Lanes, Run
 from kttrio.layers.step import Step
 
 
@@ -52,14 +54,22 @@ class GatedDeltaNet(nn.Module):
         self.out_proj = Linear(gates, hidden_size, dtype=dtype)
 
     def forward(self, hidden: Tensor, step: Step, cache: RecurrentCache) -> Tensor:
-        index = step.runs
         gates = self.value_heads * self.value_dim
         mixed, gate, beta, decay = self.in_proj(hidden).split(
             (self.channels, gates, self.value_heads, self.value_heads), dim=1
         )
         beta = beta.float().sigmoid()
         decay = F.softplus(decay.float() + self.dt_bias) * -self.a_log.exp()
-        outs = []
+        recalled = self._recalled(mixed, decay, beta, step=step, cache=cache)
+        normed = self.norm(recalled, gate.view(recalled.shape))
+        out: Tensor = self.out_proj(normed.flatten(1))
+        return out
+
+    def _recalled(
+        self, mixed: Tensor, decay: Tensor, beta: Tensor, *, step: Step, cache: RecurrentCache
+    ) -> Tensor:
+        """What each token reads of its sequence's state: [tokens, heads, value_dim]"""
+        index, outs = step.runs, []
         if index.decodes is not None:
             rows = slice(index.num_decodes)
             fed = Trail(index.decodes, *(x[rows].unsqueeze(1) for x in (mixed, decay, beta)))
@@ -72,10 +82,7 @@ class GatedDeltaNet(nn.Module):
                 cache.trail = Trail(run.lanes, *drafts)
             else:
                 outs.append(self._prefill(fed, run, step.recurrence, cache))
-        recalled = outs[0] if index.order is None else torch.cat(outs)[index.order]
-        normed = self.norm(recalled, gate.view(recalled.shape))
-        out: Tensor = self.out_proj(normed.flatten(1))
-        return out
+        return outs[0] if index.order is None else torch.cat(outs)[index.order]
 
     def _decode(self, fed: Trail, recurrence: Recurrence, cache: RecurrentCache) -> Tensor:
         """The first token of each lane, which is remembered, and drafts after it, which are not:
@@ -87,12 +94,16 @@ class GatedDeltaNet(nn.Module):
     def _prefill(
         self, fed: Trail, run: Run, recurrence: Recurrence, cache: RecurrentCache
     ) -> Tensor:
-        columns, heads = self._feed(fed, cache)
-        out, state = recurrence.chunks(
-            _without(heads, run.padding), remembered(cache.state, fed.lanes)
-        )
+        """All tokens of each lane: [n * length, heads, value_dim]"""
+        columns, state = self._columns(fed, cache), remembered(cache.state, fed.lanes)
+        outs = []
+        for part in _parts(run):  # none of it is kept for the next: it has no name
+            out, state = recurrence.chunks(
+                _without(self._fed(columns, fed, part), run.padding[:, part]), state
+            )
+            outs.append(out)
         self._remember(columns, state, run.lengths, run.lanes, cache)
-        return out.flatten(0, 1)
+        return torch.cat(outs, dim=1).flatten(0, 1)
 
     def settle(self, lengths: Tensor, cache: RecurrentCache) -> None:
         """Bring the states that the last step left behind forward: lane i by those of its drafts
@@ -115,9 +126,17 @@ class GatedDeltaNet(nn.Module):
         self._remember(columns, state, lengths, fed.lanes, cache)
 
     def _feed(self, fed: Trail, cache: RecurrentCache) -> tuple[Tensor, Heads]:
-        """The convolution's columns, history included; and what each token is to the recurrence."""
-        columns = torch.cat((remembered(cache.conv, fed.lanes), fed.mixed), dim=1)
-        return columns, Heads(*self._heads(self._convolve(columns)), fed.decay, fed.beta)
+        columns = self._columns(fed, cache)
+        return columns, self._fed(columns, fed, slice(0, fed.mixed.shape[1]))
+
+    def _columns(self, fed: Trail, cache: RecurrentCache) -> Tensor:
+        """What the convolution sees, history included: [n, kernel - 1 + length, channels]"""
+        return torch.cat((remembered(cache.conv, fed.lanes), fed.mixed), dim=1)
+
+    def _fed(self, columns: Tensor, fed: Trail, part: slice) -> Heads:
+        """What tokens of each lane are to the recurrence."""
+        seen = columns[:, part.start : part.stop + self.kernel - 1]
+        return Heads(*self._heads(self._convolve(seen)), fed.decay[:, part], fed.beta[:, part])
 
     def _remember(
         self,
@@ -152,6 +171,14 @@ class GatedDeltaNet(nn.Module):
         query, key = pair.chunk(2, dim=-2)
         value = active[..., 2 * keys :].reshape(*lead, self.value_heads, self.value_dim)
         return query * self.key_dim**-0.5, key, value
+
+
+def _parts(run: Run) -> Iterator[slice]:
+    """Of each lane's tokens, whole chunks: in float32, and in as many copies as the recurrence
+    needs, all of them at once would take more memory than anything else in a step."""
+    lanes, length = run.padding.shape
+    size = max(MAX_TOGETHER // (lanes * CHUNK), 1) * CHUNK
+    return (slice(first, min(first + size, length)) for first in range(0, length, size))
 
 
 def _without(heads: Heads, padding: Tensor) -> Heads:

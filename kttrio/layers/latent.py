@@ -144,6 +144,7 @@ class LatentAttention:
                     scale=self.scale,
                 )
                 out[:, block, heads] = attended.transpose(1, 2)[..., : self.shape.value]
+            del key, value  # before those of the next heads are made
 
     def _keys_and_values(self, latents: Tensor, heads: slice) -> tuple[Tensor, Tensor]:
         """latents [n, keys, latent + rope] -> keys and values of some heads, both

@@ -29,7 +29,7 @@ class GatedRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         normed = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
-        return (normed * F.silu(gate.float())).to(gate.dtype)
+        return normed.mul_(F.silu(gate.float())).to(gate.dtype)
 
 
 class LayerNorm(nn.Module):

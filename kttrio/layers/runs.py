@@ -6,6 +6,7 @@ Sequences meet only as entries of a batch dimension: neither convolution nor sta
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from kttrio.layers.batch import Batch, sent
 
 CHUNK = 64  # tokens that the chunked form takes at once
+MAX_TOGETHER = 1024  # tokens, padding included, that meet the recurrence at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class RunIndex:
 
 def index_runs(batch: Batch) -> RunIndex:
     """Decodes as one group, those with drafts as another; longer sequences grouped by their number
-    of chunks."""
+    of chunks, a bounded number of tokens together."""
     decodes = _lanes(batch, range(batch.num_decodes)) if batch.num_decodes else None
     alike: defaultdict[tuple[bool, int], list[int]] = defaultdict(list)
     for sequence in range(batch.num_decodes, len(batch.lengths)):
@@ -55,7 +57,11 @@ def index_runs(batch: Batch) -> RunIndex:
         alike[drafting, -(-batch.lengths[sequence] // CHUNK)].append(sequence)
     if not alike:
         return RunIndex(decodes, batch.num_decodes, (), None)
-    runs = tuple(_run(batch, group, drafting) for (drafting, _), group in alike.items())
+    runs = tuple(
+        _run(batch, part, drafting)
+        for (drafting, chunks), group in alike.items()
+        for part in ([group] if drafting else _parts(group, MAX_TOGETHER // (chunks * CHUNK)))
+    )
     order = torch.arange(batch.num_tokens, device=batch.token_ids.device)
     written = batch.num_decodes
     for run in runs:
@@ -63,6 +69,11 @@ def index_runs(batch: Batch) -> RunIndex:
         order[run.rows.flatten()[real]] = written + real.nonzero().squeeze(1)
         written += run.rows.numel()
     return RunIndex(decodes, batch.num_decodes, runs, order)
+
+
+def _parts(group: list[int], size: int) -> Iterator[list[int]]:
+    size = max(size, 1)
+    return (group[first : first + size] for first in range(0, len(group), size))
 
 
 def _lanes(batch: Batch, sequences: range | list[int]) -> Lanes:

@@ -51,6 +51,32 @@ class CacheShape:
     """Which keys a token attends to, as one layer leaves it to the next; 0: nothing is left."""
 
 
+class StepScratch(NamedTuple):
+    """What a layer takes while a step passes through it, beside the step's own rows: bytes."""
+
+    per_token: int = 0
+    at_once: int = 0
+    """For each of the tokens that the layer takes at a time."""
+    num_at_once: int = 0
+    """The most of them."""
+    per_key: int = 0
+    """For each key that may be seen, of whatever sequence."""
+    of_keys: int = 0
+    """The most that is taken for keys."""
+    per_pair: int = 0
+    """Of a token for each that it may see: masks."""
+
+    def nbytes(self, num_tokens: int, *, context: int, num_sequences: int) -> int:
+        """Of a step; each sequence is of `context` tokens at most."""
+        of_tokens = num_tokens * (self.per_token + context * self.per_pair)
+        of_keys = min(num_sequences * context * self.per_key, self.of_keys)
+        return of_tokens + min(num_tokens, self.num_at_once) * self.at_once + of_keys
+
+    def widest(self, other: StepScratch) -> StepScratch:
+        """Room for either of two layers, of which one computes at a time."""
+        return StepScratch(*map(max, self, other))
+
+
 class ModelShape(NamedTuple):
     """The numbers that the outside may ask of any model."""
 
@@ -113,6 +139,10 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def cache_shape(self) -> CacheShape: ...
+
+    @abstractmethod
+    def step_scratch(self) -> StepScratch:
+        """Of the widest layer."""
 
     @abstractmethod
     def forward(self, batch: Batch, caches: list[LayerCache]) -> Tensor:

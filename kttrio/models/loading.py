@@ -10,7 +10,6 @@ from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,16 +29,19 @@ from kttrio.models.base import (
     CacheShape,
     CausalLM,
     ModelShape,
+    StepScratch,
     find_family,
     read_blueprint,
 )
 from kttrio.models.blocks.stored import keep_fp8
 from kttrio.weights.census import Count, count, count_experts
 from kttrio.weights.checkpoint import Checkpoint, CheckpointError, read_json
-from kttrio.weights.formats.base import PLAIN
+from kttrio.weights.declared import declared_format, declared_fp8
+from kttrio.weights.formats.base import stored_format
 from kttrio.weights.loader import (
     Countdown,
     ExpertWeights,
+    Part,
     Progress,
     Weight,
     check_names,
@@ -51,6 +53,7 @@ from kttrio.weights.loader import (
 log = logging.getLogger(__name__)
 
 NO_EXPERTS = ExpertGrid((), 0)
+NO_SCRATCH = StepScratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class Estimate:
     """Of all layers together."""
     image_token_bytes: int = 0
     """What looking at an image takes for each of its tokens; 0: it takes no images."""
-    mask_bytes: int = 1
-    """Of a token and each that it sees; 0: attention needs no masks."""
+    step_scratch: StepScratch = NO_SCRATCH
+    """Of the widest layer."""
     row_bytes: int = 0
     """Of a token between two layers."""
     grid: ExpertGrid = NO_EXPERTS
@@ -216,12 +219,10 @@ def estimate_config(
     form = declared_format(raw)
     plan = plan_declared(experts, form, num_layers=num_layers, dtype=dtype, where=file)
     model = _outline(blueprint, Unloaded(num_layers), dtype, backend)
+    if backend == "triton":
+        weights, is_fp8 = blueprint.weight_map(), declared_fp8(raw)
+        keep_fp8(model, weights, is_fp8, backend=backend, scheme="w8a16")  # both take as much
     return _measure(blueprint, plan, experts, model)
-
-
-def declared_format(raw: dict[str, Any]) -> str:
-    """The format of the experts that a parsed config.json speaks of."""
-    return "fp8" if raw.get("quantization_config") else PLAIN
 
 
 def _outline(blueprint: Blueprint, bank: Bank, dtype: torch.dtype, backend: Backend) -> CausalLM:
@@ -233,11 +234,14 @@ def _outline(blueprint: Blueprint, bank: Bank, dtype: torch.dtype, backend: Back
 def _outline_stored(
     source: _Source, bank: Bank, dtype: torch.dtype, backend: Backend, device: torch.device
 ) -> CausalLM:
-    """The same of a checkpoint: where kernels multiply with FP8, what is stored so stays so."""
+    """The same of a checkpoint."""
+
+    def is_fp8(part: Part) -> bool:
+        return stored_format(source.dense, part.name) == "fp8"
+
     model = _outline(source.blueprint, bank, dtype, backend)
-    if backend == "triton":
-        scheme = best_scheme(device)
-        keep_fp8(model, source.weights, source.dense, backend=backend, scheme=scheme)
+    if backend == "triton":  # its kernels multiply with FP8, so that what is stored so stays so
+        keep_fp8(model, source.weights, is_fp8, backend=backend, scheme=best_scheme(device))
     return model
 
 
@@ -249,7 +253,6 @@ def _measure(
     grid = ExpertGrid(has_experts, model.num_experts)
     held = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     routed = count_experts(maps, plan.nbytes(maps))
-    caches = model.cache_shape()
     return Estimate(
         shape=model.shape,
         dense_bytes=model.dense_bytes,
@@ -259,8 +262,8 @@ def _measure(
         expert_scratch=scratch_shape(
             maps, plan.activations, top_k=model.top_k, num_parts=most_parts(experts)
         ),
-        cache_shape=caches,
-        mask_bytes=torch.bool.itemsize if caches.bytes_gathered else 0,
+        cache_shape=model.cache_shape(),
+        step_scratch=model.step_scratch(),
         counts=(*count(blueprint.weight_map(), held), routed),
         num_routed_experts=sum(layer.num_experts for layer in maps),
         image_token_bytes=model.vision.bytes_per_token if model.vision else 0,
@@ -309,7 +312,7 @@ def _tell_left_out(source: _Source) -> None:
         entries = source.dense.entries.items()
         nbytes = sum(entry.nbytes for name, entry in entries if name.startswith(prefix))
         if nbytes:
-            log.info("%s* is left out: %.2f GB that this model does not use", prefix, nbytes / 1e9)
+            log.info("%s* is left out: %.1f MB that this model does not use", prefix, nbytes / 1e6)
 
 
 def _load_experts(

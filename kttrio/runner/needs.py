@@ -23,7 +23,10 @@ from kttrio.runner.logprobs import BLOCK_ROWS
 from kttrio.runner.passage import passage_bytes
 from kttrio.runner.portion import Portion
 
-_HIDDEN_ROWS = 24  # float32 rows of hidden size that one token of a step needs at its widest place
+# Float32 rows of hidden size, for each token of a step:
+_STREAM_ROWS = 2  # what goes through the layers, and what comes out of one
+_MLP_ROWS = 6  # what a router and the sums of experts take
+_DECODE_ROWS = 24  # all that a captured step keeps
 _LOGIT_COPIES = 3  # raw, changed, and what a reduction needs
 _GRAPH_BYTES = 16 * 2**20  # of some thousand captured launches
 _SCORED_BYTES = 48  # of a key that may be chosen: its place, its score, and what becomes of these
@@ -75,9 +78,13 @@ class Needs:
 
     @property
     def context(self) -> int:
-        """The longest sequence that was asked for and that the model was made for."""
-        made_for = self.estimate.shape.context_length
-        return min(self.engine.context_length or made_for, made_for)
+        """The longest sequence that was asked for, that the model was made for, and that there may
+        be room for."""
+        engine, made_for = self.engine, self.estimate.shape.context_length
+        asked = min(engine.context_length or made_for, made_for)
+        if engine.max_total_tokens is None:
+            return asked
+        return min(asked, pages_for(engine.max_total_tokens, engine) * engine.page_size)
 
 
 def expert_rows(needs: Needs, num_resident: int, where: str) -> Iterator[MemoryRow]:
@@ -152,7 +159,7 @@ def _graph_bytes(needs: Needs) -> int:
         return 0
     estimate, most = needs.estimate, needs.graph_sizes[-1]
     tables = most * pages_for(needs.context, needs.engine) * torch.int64.itemsize
-    rows = most * estimate.shape.hidden_size * _HIDDEN_ROWS * torch.float32.itemsize
+    rows = most * estimate.shape.hidden_size * _DECODE_ROWS * torch.float32.itemsize
     spare = page_bytes(needs) + estimate.cache_shape.bytes_per_slot
     scored = 0
     if estimate.cache_shape.bytes_chosen:
@@ -169,18 +176,20 @@ def pages_for(num_tokens: int, engine: EngineConfig) -> int:
 
 
 def _scratch_bytes(needs: Needs) -> int:
-    """What the largest step needs beside its caches: activations, logits, masks, the keys that
+    """What the largest step needs beside its caches: rows, a layer's own, logits, the keys that
     attend together, penalty counts, and what is kept until drafts are verified."""
     estimate, engine, context = needs.estimate, needs.engine, needs.context
     shape, slots = estimate.shape, engine.max_running_requests
     verified = slots * (1 + shape.num_drafts)  # tokens that are drawn or compared with drafts
-    rows = engine.chunked_prefill_size * shape.hidden_size * _HIDDEN_ROWS
+    tokens = engine.chunked_prefill_size
+    row = tokens * shape.hidden_size * torch.float32.itemsize
+    mixer = estimate.step_scratch.nbytes(tokens, context=context, num_sequences=slots)
     logits = max(verified, BLOCK_ROWS) * shape.vocab_size * _LOGIT_COPIES
     counts = slots * shape.vocab_size * (torch.float32.itemsize + torch.bool.itemsize)
-    masks = engine.chunked_prefill_size * context * estimate.mask_bytes
     keys = min(slots * context, max(MAX_KEYS, context)) * estimate.cache_shape.bytes_gathered
     kept = verified * estimate.cache_shape.bytes_per_draft if shape.num_drafts else 0
-    return (rows + logits) * torch.float32.itemsize + masks + keys + counts + kept
+    layer = _STREAM_ROWS * row + max(_MLP_ROWS * row, mixer)
+    return layer + logits * torch.float32.itemsize + keys + counts + kept
 
 
 def _staging_bytes(needs: Needs, portion: Portion) -> int:

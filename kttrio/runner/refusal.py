@@ -18,6 +18,7 @@ from kttrio.runner.needs import Needs, format_bytes
 
 _NUM_MENDS = 3
 _MOST_PERCENT = 95  # of memory; the process itself and what others do need the rest
+_WORTH_NAMING = 0.02  # of what is needed in all
 _LEAST_CONTEXT = 1024  # tokens; a shorter one mends nothing
 _LEAST_IMAGE = 256  # tokens, the least of --max-image-tokens
 _PLENTY = 2**60  # bytes
@@ -50,13 +51,16 @@ def _numbers(error: NoRoom) -> str:
 def _shortage(plan: MemoryPlan, where: str) -> str:
     """What one memory lacks."""
     (memory,) = (memory for memory in plan.memories if memory.where == where)
-    rows = [row for row in plan.rows if row.where == where and row.num_bytes]
-    needs = ", ".join(f"{row.name} {format_bytes(row.num_bytes)}" for row in rows)
+    used = plan.used(memory)
+    rows = {row.name: row.num_bytes for row in plan.rows if row.where == where}
+    named = {name: size for name, size in rows.items() if size >= used * _WORTH_NAMING}
+    if rest := used - sum(named.values()):
+        named["all else"] = rest
+    needs = ", ".join(f"{name} {format_bytes(size)}" for name, size in named.items())
     share = memory.budget_bytes / max(memory.available_bytes, 1)
     return (
-        f"{needs} make {format_bytes(plan.used(memory))}, but {share:.0%} of the "
-        f"{format_bytes(memory.available_bytes)} available ({where}) are "
-        f"{format_bytes(memory.budget_bytes)}"
+        f"{needs} make {format_bytes(used)}, {format_bytes(used - memory.budget_bytes)} more than "
+        f"{share:.0%} of the {format_bytes(memory.available_bytes)} available ({where})"
     )
 
 

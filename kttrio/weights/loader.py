@@ -134,15 +134,11 @@ def fill(
         raise ValueError(f"the weight map leaves out {', '.join(parameters)}")
 
 
-def stacks_blocks(checkpoint: Checkpoint, weight: Weight) -> bool:
-    """Whether the parts are stored in FP8 and stay so when they are stacked: whole blocks of rows,
-    the last part's excepted."""
+def stacks_blocks(weight: Weight) -> bool:
+    """Whether parts in FP8 stay so when they are stacked: whole blocks of rows, the last part's
+    excepted."""
     rows = [part.shape[0] for part in weight.parts]
-    return (
-        weight.arrange is stack_rows
-        and not any(size % fp8.BLOCK for size in rows[:-1])
-        and all(formats.stored_format(checkpoint, part.name) == "fp8" for part in weight.parts)
-    )
+    return weight.arrange is stack_rows and not any(size % fp8.BLOCK for size in rows[:-1])
 
 
 def scale_target(target: str) -> str:

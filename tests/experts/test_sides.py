@@ -101,7 +101,7 @@ def test_what_experts_cost_is_measured_where_some_may_pass_and_told():
         ring, facts = model.bank.sides.ring, model.bank.facts
         if share < 1 and num_ring_slots:
             assert ring.rates.send_expert > 0
-            assert facts["expert ring"].startswith("4 slots; an expert of ")
+            assert facts["rates"].startswith("an expert of 12.3 kB takes ")
         else:
             assert facts == {}
         model.close()

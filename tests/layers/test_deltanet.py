@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kttrio.layers import deltanet
+from kttrio.layers import runs as runs_module
 from kttrio.layers.cache import RecurrentCache
 from kttrio.layers.deltanet import GatedDeltaNet
 from kttrio.layers.step import Step
@@ -62,6 +64,25 @@ def test_lanes_of_one_batch_never_meet(layer):
     torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cache.state, alone.state, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cache.conv, alone.conv)
+
+
+@pytest.mark.parametrize("most", [64, 128, 192])
+def test_parts_of_a_run_give_what_the_whole_does(layer, monkeypatch, most):
+    """Lanes apart, and the tokens of long ones, whatever is taken at a time."""
+    runs = [(0, 5, 1), (1, 0, 150), (2, 7, 190), (3, 0, 20), (4, 0, 30), (5, 0, 64)]
+    whole = new_cache(layer, 6)
+    for slot, start, _ in runs:
+        if start:
+            advance(layer, whole, torch.randn(start, 32), (slot, 0, start))
+    parted = RecurrentCache(whole.conv.clone(), whole.state.clone())
+    hidden = torch.randn(sum(length for *_, length in runs), 32)
+    expected = advance(layer, whole, hidden, *runs)
+    for module in (deltanet, runs_module):
+        monkeypatch.setattr(module, "MAX_TOGETHER", most)
+    found = advance(layer, parted, hidden, *runs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parted.state, whole.state, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parted.conv, whole.conv)
 
 
 def test_nan_in_one_lane_spoils_no_other(layer):

@@ -8,8 +8,9 @@ from kttrio.config import ExpertConfig
 from kttrio.layers.fp8_linear import Fp8Linear
 from kttrio.models.base import read_blueprint
 from kttrio.models.blocks.stored import keep_fp8
-from kttrio.models.loading import estimate, load_model
+from kttrio.models.loading import estimate, estimate_config, load_model
 from kttrio.weights.checkpoint import Checkpoint
+from kttrio.weights.formats.base import stored_format
 from kttrio.weights.loader import Countdown, fill
 from tests.golden import FIXTURES, load_golden, reference_model, run_alone
 from tests.reference import TorchBank
@@ -24,9 +25,13 @@ def build(name, scheme="w8a16"):
     model = blueprint.build(TorchBank(directory, list(blueprint.expert_map())), dtype=torch.float32)
     weights = list(blueprint.weight_map())
     with Checkpoint(directory) as source:
-        keep_fp8(model, weights, source, backend="torch", scheme=scheme)
+        keep_fp8(model, weights, in_fp8(source), backend="torch", scheme=scheme)
         fill(model, source, weights, Countdown(0, None))
     return model
+
+
+def in_fp8(source):
+    return lambda part: stored_format(source, part.name) == "fp8"
 
 
 def kept(model):
@@ -82,3 +87,13 @@ def test_loading_keeps_them_where_kernels_multiply():
         dense_bytes = estimate(directory, backend=backend, **arguments).dense_bytes
         assert dense_bytes == model.dense_bytes
         model.close()
+
+
+@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_config_alone_tells_the_same(name, backend):
+    directory = FIXTURES / name
+    arguments = {"dtype": torch.bfloat16, "experts": ExpertConfig(), "backend": backend}
+    stored = estimate(directory, **arguments)
+    declared = estimate_config(directory / "config.json", **arguments)
+    assert (declared.dense_bytes, declared.counts) == (stored.dense_bytes, stored.counts)

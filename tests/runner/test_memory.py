@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kttrio.config import ConfigError, EngineConfig
 from kttrio.experts.recorder import RecorderSettings
 from kttrio.experts.scratch import ScratchShape
-from kttrio.models.base import CacheShape, ModelShape
+from kttrio.models.base import CacheShape, ModelShape, StepScratch
 from kttrio.models.loading import Estimate
 from kttrio.runner.memory import NoRoom, plan_memory
 from kttrio.runner.needs import Needs, format_bytes
@@ -37,6 +37,7 @@ def estimate(
         expert_activation="bfloat16",
         expert_scratch=ScratchShape(token_bytes=512, product_bytes=512, num_parts=1),
         cache_shape=CacheShape(bytes_per_token=per_token, bytes_per_slot=per_slot),
+        step_scratch=StepScratch(per_token=5632, per_pair=1),
         image_token_bytes=image_token,
     )
 

@@ -14,9 +14,12 @@ from kttrio.experts.division import Division
 from kttrio.experts.formats import ExpertPlan, plan_declared
 from kttrio.experts.source import Matrices
 from kttrio.layers.backend import Backend
+from kttrio.layers.fp8_linear import best_scheme
 from kttrio.models.base import CausalLM, find_family
-from kttrio.models.loading import Extras, declared_format
+from kttrio.models.blocks.stored import keep_fp8
+from kttrio.models.loading import Extras
 from kttrio.weights.checkpoint import read_json
+from kttrio.weights.declared import declared_format, declared_fp8
 from kttrio.weights.loader import Countdown, ExpertWeights, Progress
 from tools.bench.layers import NUM_DISTINCT, Expert, Shape
 
@@ -48,8 +51,12 @@ class RandomLoader:
         bank = ExpertBank(experts, dtype=dtype, limits=limits, division=division)
         source = RandomExperts(plan, maps, blueprint.shape.top_k)
         bank.load(plan, maps, source, Countdown(0, progress))
-        with torch.device("cpu" if division is None else division.device.where):
+        where = torch.device("cpu") if division is None else division.device.where
+        with where:
             model = blueprint.build(bank, dtype=dtype, backend=backend)
+        if backend == "triton":
+            weights, scheme = blueprint.weight_map(), best_scheme(where)
+            keep_fp8(model, weights, declared_fp8(raw), backend=backend, scheme=scheme)
         draw_weights(model)
         self.model = model.eval()
         return self.model
@@ -74,14 +81,13 @@ class RandomExperts:
 
 
 def draw_weights(model: nn.Module) -> None:
-    """Matrices keep the length of what they multiply, roughly; vectors are ones."""
+    """Matrices keep the length of what they multiply, roughly; vectors and scales are ones."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(_drawn(parameter))
+        for name, parameter in model.named_parameters():
+            is_matrix = parameter.dim() > 1 and not name.endswith(".scale")
+            parameter.copy_(_drawn(parameter) if is_matrix else torch.ones(()))
 
 
 def _drawn(like: Tensor) -> Tensor:
-    if like.dim() < 2:
-        return torch.ones_like(like)
     noise = torch.randn(like.shape, device=like.device, dtype=torch.bfloat16)
     return noise.mul_(like.shape[-1] ** -0.5)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kttrio.layers.attention import Attention, AttentionShape
+from kttrio.layers.attention import MAX_FOLDED, Attention, AttentionShape
+from kttrio.layers.backend import Backend
 from kttrio.layers.cache import AttentionCache, LayerCache
+from kttrio.layers.keys import MAX_BLOCK_SCORES, QUERY_BLOCK
 from kttrio.layers.norm import one_plus
 from kttrio.layers.rotary import Rope
-from kttrio.models.base import CacheShape
+from kttrio.models.base import CacheShape, StepScratch
 from kttrio.models.blocks.contract import Room
 from kttrio.weights.checkpoint import CheckpointError
 from kttrio.weights.fields import Fields
@@ -78,6 +80,23 @@ class AttentionSpec(AttentionShape):
     def cache_shape(self, dtype: torch.dtype) -> CacheShape:
         per_token = 2 * self.kv_heads * self.head_dim * dtype.itemsize
         return CacheShape(per_token, 0, by_pages=True)
+
+    def scratch(self, dtype: torch.dtype, backend: Backend) -> StepScratch:
+        """What is projected, and of the queries four copies, while they are normed and rotated in
+        float32. Where torch computes attention: masks of the whole step, and some of them once
+        more, repeated for heads, as bools and as numbers."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        projected = ((2 if self.gated else 1) * queries + 2 * keys) * dtype.itemsize
+        each = projected + 4 * queries * torch.float32.itemsize
+        if backend == "triton":
+            return StepScratch(each)
+        repeated = torch.bool.itemsize + dtype.itemsize
+        return StepScratch(
+            per_token=each,
+            per_key=QUERY_BLOCK * (self.heads // self.kv_heads) * repeated,
+            of_keys=min(MAX_FOLDED, MAX_BLOCK_SCORES * (self.heads // self.kv_heads)) * repeated,
+            per_pair=torch.bool.itemsize,
+        )
 
     def new_cache(self, room: Room) -> LayerCache:
         shape = (room.num_pages, room.page_size, self.kv_heads, self.head_dim)

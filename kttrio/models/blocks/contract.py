@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from kttrio.experts.block import Experts
+from kttrio.layers.backend import Backend
 from kttrio.layers.cache import LayerCache, RecurrentCache
-from kttrio.models.base import CacheShape
+from kttrio.models.base import CacheShape, StepScratch
 from kttrio.weights.loader import ExpertWeights, Weight
 
 
@@ -41,6 +42,8 @@ class Mixer(Protocol):
     def cache_shape(self, dtype: torch.dtype) -> CacheShape:
         """Of one layer."""
         ...
+
+    def scratch(self, dtype: torch.dtype, backend: Backend) -> StepScratch: ...
 
     def new_cache(self, room: Room) -> LayerCache:
         """Zeros."""

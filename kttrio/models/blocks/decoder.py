@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import cast
 
 import torch
@@ -25,7 +26,7 @@ from kttrio.layers.linear import Linear
 from kttrio.layers.norm import RMSNorm, one_plus
 from kttrio.layers.rotary import extended_length
 from kttrio.layers.step import Step
-from kttrio.models.base import Activations, CacheShape, CausalLM, ModelShape
+from kttrio.models.base import Activations, CacheShape, CausalLM, ModelShape, StepScratch
 from kttrio.models.blocks.contract import LayerSpec, Mixer, Recurrent, Room
 from kttrio.models.blocks.mtp import MTPSpec, PredictionLayer
 from kttrio.models.blocks.vision import VisionSpec
@@ -299,6 +300,10 @@ class Decoder(CausalLM):
             bytes_gathered=max((shape.bytes_per_token for shape in gathering), default=0),
             bytes_chosen=max(shape.bytes_chosen for shape in shapes),
         )
+
+    def step_scratch(self) -> StepScratch:
+        each = (mixer.scratch(self.dtype, self.backend) for mixer in self._mixers())
+        return reduce(StepScratch.widest, each)
 
     def new_caches(self, *, num_pages: int, page_size: int, num_slots: int) -> list[LayerCache]:
         device = self.embedding.weight.device

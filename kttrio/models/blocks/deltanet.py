@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kttrio.layers.backend import Backend
 from kttrio.layers.cache import LayerCache, RecurrentCache
 from kttrio.layers.deltanet import GatedDeltaNet
-from kttrio.models.base import CacheShape
+from kttrio.layers.runs import MAX_TOGETHER
+from kttrio.models.base import CacheShape, StepScratch
 from kttrio.models.blocks.contract import Room
 from kttrio.weights.checkpoint import CheckpointError
 from kttrio.weights.fields import Fields
@@ -109,6 +111,17 @@ class DeltaNetSpec:
         history = self.channels * (self.kernel - 1) * dtype.itemsize
         fed = self.channels * dtype.itemsize + 2 * self.value_heads * torch.float32.itemsize
         return CacheShape(0, state + history, fed)
+
+    def scratch(self, dtype: torch.dtype, backend: Backend) -> StepScratch:
+        """What is projected and recalled, and the norm's copies of that; of some tokens at a time,
+        what they are to the recurrence, and as much several times over while it computes."""
+        projected = (self.channels + self.values + 2 * self.value_heads) * dtype.itemsize
+        fed = self.value_heads * (2 * self.key_dim + self.value_dim) * torch.float32.itemsize
+        return StepScratch(
+            per_token=projected + 5 * self.values * torch.float32.itemsize,
+            at_once=(6 if backend == "torch" else 3) * fed,
+            num_at_once=MAX_TOGETHER,
+        )
 
     def new_cache(self, room: Room) -> LayerCache:
         history = (room.num_slots, self.kernel - 1, self.channels)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kttrio.layers.backend import Backend
 from kttrio.layers.cache import LatentCache
 from kttrio.layers.indexer import IndexerShape
-from kttrio.layers.latent import LatentShape
+from kttrio.layers.latent import MAX_EXPANDED, MAX_LIFTED, LatentShape
 from kttrio.layers.mla import MLA
 from kttrio.layers.rotary import Rope
-from kttrio.models.base import CacheShape
+from kttrio.models.base import CacheShape, StepScratch
 from kttrio.models.blocks.contract import Room
 from kttrio.weights.checkpoint import CheckpointError
 from kttrio.weights.loader import Part, Weight
@@ -101,6 +102,19 @@ class MLASpec:
             bytes_per_token=(self.shape.kept + self.indexer.head_dim) * dtype.itemsize,
             bytes_per_slot=0,
             bytes_chosen=self.indexer.top_k * torch.int32.itemsize,
+        )
+
+    def scratch(self, dtype: torch.dtype, backend: Backend) -> StepScratch:
+        """Queries while they are made and rotated, and what they find; and of some at a time the
+        keys and values of their heads, or they themselves as the latents take them."""
+        shape = self.shape
+        queries, values = shape.heads * shape.query, shape.heads * shape.value
+        projected = (self.query_rank or queries) + shape.kept
+        copies = 2.25  # of what is taken at a time, while one is made from the other
+        return StepScratch(
+            per_token=(projected + 3 * queries + 2 * values) * dtype.itemsize,
+            per_key=int(copies * shape.heads * max(2 * shape.wide, shape.kept)) * dtype.itemsize,
+            of_keys=int(copies * max(MAX_EXPANDED, MAX_LIFTED)) * dtype.itemsize,
         )
 
     def new_cache(self, room: Room) -> LatentCache:

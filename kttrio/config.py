@@ -105,10 +105,6 @@ class ExpertConfig:
     )
 
 
-STRATEGIES = ("uniform", "front-loading", "random", "frequency")
-"""How experts are chosen for the GPU; frequency alone looks at recorded activations."""
-
-
 OTHER_BACKENDS = (
     *("aiter", "ascend", "cutlass_mla", "cudnn", "dual_chunk_flash_attn", "fa3", "fa4"),
     *("flashinfer", "flashmla", "flex_attention", "intel_amx", "intel_xpu", "nsa"),

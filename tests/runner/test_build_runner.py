@@ -140,11 +140,11 @@ def test_a_context_that_is_not_what_one_thinks_is_noted(caplog, limits, note, co
     [
         ({"max_total_tokens": 10**6}, "--max-total-tokens 1000000 is reduced to 4096: 1 x 4096 "),
         (
-            {"max_total_tokens": 4096, "memory": 7},
-            r"--max-total-tokens 4096 is reduced to \d+: no more fits into .* 0.8 of 7.0 MiB",
+            {"max_total_tokens": 4096, "memory": 20},
+            r"--max-total-tokens 4096 is reduced to \d+: no more fits into .* 0.8 of 20.0 MiB",
         ),
         (
-            {"chunked_prefill_size": 2**14, "memory": 16},
+            {"chunked_prefill_size": 2**14, "memory": 40},
             r"--chunked-prefill-size 16384 is reduced to \d+: no more fits",
         ),
     ],

@@ -32,7 +32,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _run(config: StepConfig, console: Console) -> int:
-    settings = replace(served_settings(config.streams), model=ModelConfig(model=config.model))
+    settings = served_settings(config.streams)
+    runner = replace(settings.runner, model=ModelConfig(model=config.model))
+    settings = replace(settings, runner=runner)
     parts = await trio.to_thread.run_sync(build_parts, settings, QuietFace())
     bare = await trio.to_thread.run_sync(run_bare, parts.runner, config.streams, config.max_tokens)
     recorder = Recorder(parts.runner)

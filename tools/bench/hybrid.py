@@ -229,7 +229,7 @@ def measure_prefill(
 def prefill(runner: Runner, num_tokens: int) -> float:
     """Seconds to the first token after a prompt that comes alone."""
     scheduler = Scheduler(runner.capacity, EngineConfig())
-    ids = tuple(random.choices(range(runner.capacity.vocab_size), k=num_tokens))
+    ids = tuple(random.Random(num_tokens).choices(range(runner.capacity.vocab_size), k=num_tokens))
     scheduler.submit(GenerateRequest("prompt", ids, SamplingParams(1, seed=0)))
     begun = time.perf_counter()
     while (plan := scheduler.plan()) is not None:

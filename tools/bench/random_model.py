@@ -1,4 +1,8 @@
-"""Models of random weights that no disk has seen: all is drawn where it will live."""
+"""Models of random weights that no disk has seen: all is drawn where it will live.
+
+The same weights at every load, so that the same tokens choose the same experts however these are
+divided.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +79,7 @@ class RandomExperts:
         shape = Shape(
             weights.num_experts, self._top_k, weights.hidden_size, weights.intermediate_size
         )
+        torch.manual_seed(layer)
         drawn = [Expert(shape, held.form, held.group).matrices for _ in range(NUM_DISTINCT)]
         for number in range(weights.num_experts):
             yield drawn[number % NUM_DISTINCT]
@@ -82,6 +87,7 @@ class RandomExperts:
 
 def draw_weights(model: nn.Module) -> None:
     """Matrices keep the length of what they multiply, roughly; vectors and scales are ones."""
+    torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_matrix = parameter.dim() > 1 and not name.endswith(".scale")

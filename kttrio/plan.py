@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from kttrio.request import ImageInput, SamplingParams, TokenLogprob
+from kttrio.request import ImageInput, Masks, SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class Chunk(NamedTuple):
     makes them needs it at the chunk's last position."""
     images: tuple[ImageInput, ...] = ()
     """All of the sequence, whichever of their tokens the chunk has."""
+    masks: Masks | None = None
+    """What may be drawn at each position that is sampled: after the drafts before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ pass this wall; the front of the house keeps them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class FinishReason(StrEnum):
@@ -70,6 +71,30 @@ class ImageInput:
         return self.start + self.rows * self.columns
 
 
+class Masks(Protocol):
+    """Which tokens may come next, on their way: they are made while the step is computed."""
+
+    def wait(self) -> Sequence[bytes | None]:
+        """One mask for each position that was asked for: token i may come where bit i % 8 of byte
+        i // 8 is 1, and not where the mask has no such bit; None: all may. Blocks; from any thread.
+        Raises RuntimeError where there is none."""
+        ...
+
+
+class Constraint(Protocol):
+    """What one sequence may say. Knows its output so far; the engine asks, one call at a time, in
+    the event loop: nothing here takes long."""
+
+    def masks(self, drafts: tuple[int, ...]) -> Masks:
+        """Begin to make the masks of the next position and of those behind each of `drafts`. What
+        stands behind a draft that may not come is never looked at."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """This token has been drawn."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One sequence to generate. `max_tokens` 0 only scores the prompt."""
@@ -79,6 +104,8 @@ class GenerateRequest:
     sampling: SamplingParams
     images: tuple[ImageInput, ...] = ()
     """In the order of their places, where `prompt_ids` has the model's token for images."""
+    constraint: Constraint | None = None
+    """Of this sequence alone. None: it may say anything."""
 
 
 class TokenLogprob(NamedTuple):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from quart import Response, request
@@ -16,7 +17,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from kttrio.server import admin, openai, placement, recording
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.responses import LiveResponse, error_response
 from kttrio.server.state import AppState
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health"})
+
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+"""How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 Guard = Callable[[], Awaitable[None]]
 
@@ -38,7 +42,7 @@ class LiveConnection(TrioASGIHTTPConnection):
         try:
             await response.run(self.scope, send)
         except ApiError as error:  # refused by the engine, before the first byte
-            await super()._send_response(send, error_response(error))
+            await super()._send_response(send, _shaped(error, self.scope["path"]))
 
 
 class App(QuartTrio):
@@ -84,8 +88,14 @@ def _guard(api_key: str) -> Guard:
     return check
 
 
+def _shaped(error: ApiError, path: str) -> Response:
+    """The error as clients of the protocol at `path` know it."""
+    shapes = (shape for prefix, shape in SHAPES.items() if path.startswith(prefix))
+    return error_response(error, next(shapes, error_body))
+
+
 async def _answer_api_error(error: ApiError) -> Response:
-    return error_response(error)
+    return _shaped(error, request.path)
 
 
 async def _answer_http_error(error: HTTPException) -> Response:
@@ -99,7 +109,7 @@ async def _answer_http_error(error: HTTPException) -> Response:
     }
     status = error.code or 500
     message = messages.get(status, error.description or error.name)
-    response = error_response(ApiError(status, message))
+    response = _shaped(ApiError(status, message), request.path)
     for name, value in error.get_headers():
         if name == "Allow":
             response.headers[name] = value
@@ -108,4 +118,5 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 async def _answer_failure(error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.path, exc_info=error)
-    return error_response(ApiError(500, "The server failed to answer; its log says why."))
+    error = ApiError(500, "The server failed to answer; its log says why.")
+    return _shaped(error, request.path)

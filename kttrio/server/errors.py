@@ -3,6 +3,7 @@ OpenAI's, which is the default of every route."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -43,6 +44,10 @@ class BadRequestError(ApiError):
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(400, message, param=param, code=code)
+
+
+ErrorShape = Callable[[ApiError], dict[str, Any]]
+"""How a protocol writes an error as JSON."""
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

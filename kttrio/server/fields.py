@@ -6,12 +6,21 @@ Knows no protocol. `null` counts as absent, as clients send it for their own def
 from __future__ import annotations
 
 import json
-from math import isfinite
 from typing import Any, NoReturn
 
 from kttrio.server.errors import BadRequestError
-
-INT64_MAX = 2**63 - 1
+from kttrio.server.kinds import (
+    INT64_MAX,
+    Boolean,
+    Integer,
+    Kind,
+    Number,
+    Object,
+    Strings,
+    Text,
+    check_type,
+    word,
+)
 
 
 def parse_object(body: bytes) -> Fields:
@@ -23,7 +32,7 @@ def parse_object(body: bytes) -> Fields:
     except ValueError as error:
         raise BadRequestError(f"The request body is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise BadRequestError(f"The request body must be a JSON object, not {_kind(value)}.")
+        raise BadRequestError(f"The request body must be a JSON object, not {word(value)}.")
     if b"\\u" in body:
         _refuse_surrogates(value)
     return Fields(value)
@@ -42,11 +51,6 @@ def _refuse_surrogates(value: object) -> None:
         raise BadRequestError(message) from None
     except RecursionError:
         raise BadRequestError("The request body is nested too deeply.") from None
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
 
 
 class Fields:
@@ -68,19 +72,16 @@ class Fields:
         path = self.path(name)
         raise BadRequestError(f"'{path}' {complaint}.", path, code)
 
-    def _typed(self, name: str, kinds: type | tuple[type, ...], wanted: str) -> Any:
+    def _read(self, name: str, kind: Kind) -> Any:
         value = self.values.get(name)
-        is_wrong = not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)
-        if value is not None and is_wrong:
-            self.refuse(name, f"must be {wanted}, not {_kind(value)}", "invalid_type")
-        return value
+        return None if value is None else kind.read(value, self.path(name))
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = self._typed(name, bool, "a boolean")
+        value = self._read(name, Boolean())
         return default if value is None else bool(value)
 
     def string(self, name: str) -> str | None:
-        value: str | None = self._typed(name, str, "a string")
+        value: str | None = self._read(name, Text())
         return value
 
     def required_string(self, name: str) -> str:
@@ -90,28 +91,22 @@ class Fields:
         return value
 
     def integer(self, name: str, *, low: int, high: int = INT64_MAX) -> int | None:
-        value = self._typed(name, int, "an integer")
-        if value is not None and not low <= value <= high:
-            self.refuse(name, f"must lie between {low} and {high}", "invalid_value")
-        return None if value is None else int(value)
+        value: int | None = self._read(name, Integer(low, high))
+        return value
 
     def number(self, name: str, *, low: float, high: float, above: bool = False) -> float | None:
         """A number in [low, high], or in (low, high] with `above`."""
-        value = self._typed(name, (int, float), "a number")
-        if value is None:
-            return None
-        if abs(value) > INT64_MAX or not isfinite(value) or not low <= value <= high:
-            self.refuse(name, f"must lie between {low:g} and {high:g}", "invalid_value")
-        if above and value == low:
-            self.refuse(name, f"must be above {low:g}", "invalid_value")
-        return float(value)
+        value: float | None = self._read(name, Number(low, high, above))
+        return value
 
     def array(self, name: str) -> list[Any] | None:
-        value: list[Any] | None = self._typed(name, list, "an array")
+        value: list[Any] | None = self.values.get(name)
+        if value is not None:
+            check_type(value, list, "an array", self.path(name))
         return value
 
     def object(self, name: str) -> Fields | None:
-        value = self._typed(name, dict, "an object")
+        value = self._read(name, Object())
         return None if value is None else Fields(value, self.path(name))
 
     def objects(self, name: str) -> list[Fields]:
@@ -119,22 +114,14 @@ class Fields:
         items = []
         for index, value in enumerate(self.array(name) or ()):
             path = f"{name}[{index}]"
-            if not isinstance(value, dict):
-                self.refuse(path, f"must be an object, not {_kind(value)}", "invalid_type")
+            check_type(value, dict, "an object", self.path(path))
             items.append(Fields(value, self.path(path)))
         return items
 
     def strings(self, name: str, *, most: int) -> tuple[str, ...]:
         """A string or an array of strings, none of them empty."""
-        value = self.values.get(name)
-        values = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-            self.refuse(name, "must be a string or an array of strings", "invalid_type")
-        if "" in values:
-            self.refuse(name, "must not have an empty string", "invalid_value")
-        if len(values) > most:
-            self.refuse(name, f"must have at most {most} strings", "invalid_value")
-        return tuple(values)
+        value: tuple[str, ...] | None = self._read(name, Strings(most))
+        return value or ()
 
     def token_ids(self, name: str, *, vocab_size: int) -> tuple[int, ...]:
         """An array of token ids; empty when absent."""

@@ -6,31 +6,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kttrio.text.grammar import Form
+
 Prompt = str | tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What both kinds of request say about generating. None: the model's own default."""
+    """What every kind of request says about generating. None: the model's own default."""
 
-    stream: bool
-    include_usage: bool
-    n: int
-    max_tokens: int | None
-    min_tokens: int
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    presence_penalty: float | None
-    frequency_penalty: float | None
-    logit_bias: tuple[tuple[int, float], ...]
-    seed: int | None
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool
-    logprobs: int | None
+    stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    form: Form | None = None
+    """What the answer must look like, after its reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +48,18 @@ class ImageSource:
     """A small one will do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """A chat completion; `messages` and `tools` are as the chat template takes them."""
 
     options: Options
     messages: list[dict[str, Any]]
-    images: tuple[ImageSource, ...]
+    images: tuple[ImageSource, ...] = ()
     """Of all messages in order, one for each part of the type `image`."""
     tools: list[dict[str, Any]]
-    parallel_tool_calls: bool
+    parallel_tool_calls: bool = True
+    forced_calls: tuple[str, ...] = ()
+    """The answer is a call of one of these tools, or several; none given: as the model likes."""
     template_kwargs: dict[str, Any]
 
 
@@ -63,4 +69,4 @@ class TextRequest:
 
     options: Options
     prompts: tuple[Prompt, ...]
-    echo: bool
+    echo: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 from quart import Response
 from quart_trio.wrappers import TrioResponse
 
-from kttrio.server.errors import ApiError, error_body
+from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.sse import Send
 
 Run = Callable[[Any, Send], Awaitable[None]]
@@ -33,8 +33,8 @@ def json_response(value: object, status: int = 200) -> Response:
     return TrioResponse(body, status, content_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    """The error in OpenAI's shape."""
-    response = json_response(error_body(error), error.status)
+def error_response(error: ApiError, shape: ErrorShape = error_body) -> Response:
+    """The error in a protocol's shape."""
+    response = json_response(shape(error), error.status)
     response.headers.update(error.headers)
     return response

@@ -28,18 +28,20 @@ DONE = b"data: [DONE]\n\n"
 Send = Callable[[Any], Awaitable[None]]
 
 
-def event(value: object) -> bytes:
-    """`value` as one event. Half characters, which a model may write, become question marks."""
+def event(value: object, name: str | None = None) -> bytes:
+    """`value` as one event, with an `event:` line where it has a name. Half characters, which a
+    model may write, become question marks."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return b"data: %b\n\n" % text.encode(errors="replace")
+    line = b"" if name is None else b"event: %b\n" % name.encode()
+    return b"%bdata: %b\n\n" % (line, text.encode(errors="replace"))
 
 
 class EventTemplate:
     """An event of which one string changes: everything around it is written only once."""
 
-    def __init__(self, value: object, hole: str) -> None:
+    def __init__(self, value: object, hole: str, name: str | None = None) -> None:
         """`hole`: the string in `value` that marks the place, and occurs nowhere else."""
-        prefix, suffix = event(value).decode().split(json.dumps(hole))
+        prefix, suffix = event(value, name).decode().split(json.dumps(hole))
         self._prefix = prefix
         self._suffix = suffix
 

@@ -1,0 +1,51 @@
+"""From a prepared request to its answer, whole or streamed. The same for every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kttrio.server import sse
+from kttrio.server.completion import Collector, Completion, Listener
+from kttrio.server.connection import SCOPE_KEY
+from kttrio.server.decoding import Answer
+from kttrio.server.prompting import Intake, Prepared
+from kttrio.server.responses import LiveResponse
+from kttrio.server.state import AppState
+
+
+def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
+    """What preparing a request of `num_bytes` needs beside it."""
+    return Intake(
+        request_id=request_id,
+        num_bytes=num_bytes,
+        context_length=state.engine.longest_sequence,
+        most_sequences=state.engine.most_sequences,
+        seed=state.seeds.getrandbits(63),
+    )
+
+
+async def collect(state: AppState, prepared: Prepared) -> tuple[list[Answer], Completion]:
+    """Run a request that is answered as a whole: an answer for each choice, and whoever knows its
+    usage. A client that leaves cancels it. Raises ApiError."""
+    collector = Collector(len(prepared.requests))
+    completion = Completion(prepared, collector)
+    with state.track(completion):
+        async with completion.open(state.engine):
+            return await collector.answers(), completion
+
+
+def stream(
+    state: AppState, prepared: Prepared, listen: Callable[[sse.EventStream], Listener]
+) -> LiveResponse:
+    """A response whose events the engine's fan-out pushes; its task waits for their end."""
+
+    async def run(scope: Any, send: sse.Send) -> None:
+        connection = scope["state"][SCOPE_KEY]
+        events = sse.EventStream(connection, chunked=scope["http_version"] == "1.1")
+        completion = Completion(prepared, listen(events))
+        with state.track(completion):
+            async with completion.open(state.engine):
+                await events.run(send, state.config.stream_keepalive_seconds)
+
+    return LiveResponse(run)

@@ -11,7 +11,7 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
-from kttrio.server.responses import json_response
+from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, new_id
 
 GENERATE_SECONDS = 30.0

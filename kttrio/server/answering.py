@@ -10,7 +10,7 @@ from kttrio.server.completion import Collector, Completion, Listener
 from kttrio.server.connection import SCOPE_KEY
 from kttrio.server.decoding import Answer
 from kttrio.server.prompting import Intake, Prepared
-from kttrio.server.responses import LiveResponse
+from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
 
 

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from kttrio.server import admin, openai, placement, recording
 from kttrio.server.errors import ApiError, ErrorShape, error_body
-from kttrio.server.responses import LiveResponse, error_response
+from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState
 
 logger = logging.getLogger(__name__)

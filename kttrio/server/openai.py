@@ -21,7 +21,7 @@ from kttrio.server.openai_response import (
     text_object,
 )
 from kttrio.server.prompting import off_loop, prepare_chat, prepare_text
-from kttrio.server.responses import json_response
+from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, new_id
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import trio
 from quart import Blueprint, Response
 
 from kttrio.server.errors import ApiError
-from kttrio.server.responses import json_response
+from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, Recording
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from kttrio.config import ServerConfig
 from kttrio.request import FinishReason, TokenEvent
+from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Answer, Delta
 from kttrio.server.fields import Fields
 from kttrio.server.openai_request import parse_chat
@@ -23,7 +24,14 @@ CHATS = [
     for directory in sorted(FIXTURES.glob("*_chat"))
     for chat in json.loads((directory / "golden.json").read_text())
 ]
-INTAKE = Intake(request_id="r", num_bytes=0, context_length=4096, most_sequences=8, seed=1)
+INTAKE = Intake(
+    request_id="r",
+    num_bytes=0,
+    context_length=4096,
+    most_sequences=8,
+    seed=1,
+    constraints=Constraints(),
+)
 
 
 async def prepared(model: ServedModel, chat: dict):

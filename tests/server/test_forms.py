@@ -114,7 +114,7 @@ async def test_a_form_has_an_end(kind: str) -> None:
     if isinstance(request, ChatRequest):
         request = chat(PLATE, options={"ignore_eos": True})
     async with running_front() as front:
-        with pytest.raises(BadRequestError, match="'ignore_eos' cannot be .* 'guided_regex'"):
+        with pytest.raises(BadRequestError, match=r"'ignore_eos' cannot be .* 'guided_regex'"):
             await ask(front, request)
 
 

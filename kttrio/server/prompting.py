@@ -101,6 +101,13 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     )
 
 
+async def count_chat(model: ServedModel, request: ChatRequest, intake: Intake) -> int:
+    """The tokens of a chat's prompt. Raises ApiError."""
+    pictures = await _open_images(model, request, intake)
+    _, plain = await _encoded(intake, lambda: _encode_chat(model, request))
+    return len(pictures.spread(plain)[0] if pictures else plain)
+
+
 async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake) -> Prepared:
     """The sequences of a text completion: `n` for each prompt. Raises ApiError."""
     options = request.options

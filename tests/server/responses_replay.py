@@ -102,6 +102,9 @@ def item_text(item: dict[str, Any]) -> str:
 
 def without_ids(response: dict[str, Any]) -> dict[str, Any]:
     """The response, but for what differs from one to the next."""
-    output = [{**item, "id": None} for item in response["output"]]
+    output = [
+        {**item, "id": None, **({"call_id": None} if "call_id" in item else {})}
+        for item in response["output"]
+    ]
     changing = dict.fromkeys(("id", "created_at", "completed_at"))
     return {**response, **changing, "output": output}

@@ -11,20 +11,63 @@ from typing import Any
 
 from quart import Blueprint, Response
 
+from kttrio.server import responses_answers
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
 from kttrio.server.errors import ApiError
-from kttrio.server.prompting import Prepared, count_chat, prepare_chat
+from kttrio.server.operations import Operation, Parameter
+from kttrio.server.prompting import Prepared, chat_ids, prepare_chat
 from kttrio.server.replies import json_response
 from kttrio.server.responses_output import REASONING, SUMMARY, Head, new_id, whole_response
-from kttrio.server.responses_request import AskedResponse, parse_response
+from kttrio.server.responses_request import AskedResponse, ResponsesBody, parse_response
 from kttrio.server.responses_stream import ResponseStream
 from kttrio.server.state import AppState
+
+TAG = "OpenAI responses"
+PREFIX = "/v1/responses"
+RESPONSE_ID = Parameter(name="response_id", help="of a response")
+NOT_STORED = (
+    ("get", ""),
+    ("delete", ""),
+    ("get", "/input_items"),
+    ("post", "/cancel"),
+)
+"""Methods, and paths behind a response's id, that other servers have for what they stored."""
+OPERATIONS = (
+    Operation(
+        method="post",
+        path=PREFIX,
+        summary="The answer to a history of items.",
+        tag=TAG,
+        body=ResponsesBody,
+        answer=responses_answers.RESPONSE,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path=f"{PREFIX}/input_tokens",
+        summary="How many tokens a response would be the answer to.",
+        tag=TAG,
+        body=ResponsesBody,
+        answer=responses_answers.COUNT,
+    ),
+    *(
+        Operation(
+            method=method,
+            path=f"{PREFIX}/{{response_id}}{path}",
+            summary="There is none: no response is stored.",
+            tag=TAG,
+            answer=None,
+            parameters=(RESPONSE_ID,),
+        )
+        for method, path in NOT_STORED
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:
     """The routes over one server's state."""
-    routes = Blueprint("responses", __name__, url_prefix="/v1/responses")
+    routes = Blueprint("responses", __name__, url_prefix=PREFIX)
 
     @routes.post("")
     async def create() -> Response:
@@ -34,11 +77,12 @@ def blueprint(state: AppState) -> Blueprint:
     async def input_tokens() -> Response:
         return await _count(state)
 
-    @routes.route("/<response_id>", methods=["GET", "DELETE"])
-    @routes.get("/<response_id>/input_items")
-    @routes.post("/<response_id>/cancel")
     async def stored(response_id: str) -> Response:
         raise _not_stored(response_id)
+
+    for method, path in NOT_STORED:
+        rule = f"/<response_id>{path}"
+        routes.add_url_rule(rule, view_func=stored, methods=[method])
 
     return routes
 
@@ -96,5 +140,6 @@ def _echo(state: AppState, asked: AskedResponse, prepared: Prepared) -> dict[str
 
 async def _count(state: AppState) -> Response:
     asked, num_bytes = await _read(state)
-    num_tokens = await count_chat(state.model, asked.chat, open_intake(state, "", num_bytes))
-    return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
+    intake = open_intake(state, new_id("resp"), num_bytes)
+    ids = await chat_ids(state.model, asked.chat, intake)
+    return json_response({"object": "response.input_tokens", "input_tokens": len(ids)})

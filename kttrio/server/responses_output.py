@@ -13,7 +13,7 @@ from typing import Any
 from kttrio.request import TokenLogprob
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, Call, Part, Said, Thought
-from kttrio.server.openai_response import chat_logprobs
+from kttrio.server.openai_logprobs import chat_logprobs
 from kttrio.server.responses_reasoning import carry
 from kttrio.text.tokenizer import Tokenizer
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 WEATHER = {
@@ -137,6 +138,34 @@ def test_an_agent_calls_a_tool_in_every_turn(client: openai.OpenAI, model: str, 
             ("function_call", {"city": city})
         ]
         assert str(degrees) in said[0]["content"][0]["text"]
+
+
+class Colour(pydantic.BaseModel):
+    name: Literal["red", "green"]
+    amounts: Annotated[
+        list[Annotated[int, pydantic.Field(ge=0, le=9)]], pydantic.Field(min_length=1, max_length=2)
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_is_parsed_has_its_form(client: openai.OpenAI, model: str, stream: bool) -> None:
+    asked = {"model": model, "input": "Name a colour.", "text_format": Colour}
+    if stream:
+        with client.responses.stream(**asked) as events:
+            response = events.until_done().get_final_response()
+    else:
+        response = client.responses.parse(**asked)
+    assert isinstance(response.output_parsed, Colour)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
+def test_a_call_can_be_forced(client: openai.OpenAI, model: str, choice: object) -> None:
+    response = client.responses.create(
+        model=model, input="Hello!", tools=[WEATHER], tool_choice=choice, max_output_tokens=64
+    )
+    assert response.output[0].type == "function_call"
+    if response.status == "completed":
+        assert set(json.loads(response.output[0].arguments)) == {"city"}
 
 
 def test_nothing_is_stored(client: openai.OpenAI, model: str) -> None:

@@ -13,8 +13,9 @@ from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, Call, Part, Said, Thought
 from kttrio.server.errors import BadRequestError
 from kttrio.server.openai_request import parse_chat
+from kttrio.server.openai_response import Extras, Whole, chat_object
 from kttrio.server.openai_response import Head as ChatHead
-from kttrio.server.openai_response import chat_object
+from kttrio.server.prompting import EchoedPrompt
 from kttrio.server.requests import ImageSource
 from kttrio.server.responses_input import INPUT, image_sources, template_messages
 from kttrio.server.responses_output import REASONING, SUMMARY, Head, TextShape, whole_response
@@ -110,9 +111,10 @@ def test_answers_come_back_as_they_would_in_a_chat(
 
 
 def _chat_message(tokenizer: Tokenizer, answer: Answer) -> dict[str, Any]:
-    whole = chat_object(
-        ChatHead("chatcmpl", 1, "m"), [answer], USAGE, tokenizer=tokenizer, version="1"
-    )
+    extras = Extras(prompts=[EchoedPrompt((1,), "")])
+    head = ChatHead("chatcmpl", 1, "m")
+    told = Whole(head=head, answers=[answer], usage=USAGE, extras=extras, version="1")
+    whole = chat_object(told, tokenizer)
     message: dict[str, Any] = whole["choices"][0]["message"]
     return {name: entry for name, entry in message.items() if entry is not None}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from kttrio.server.kinds import (
@@ -221,10 +222,9 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
     tools = _chat_tools(body.tools)
     use = _use_tools(tools, body.tool_choice)
     thinks = body.reasoning or ReasoningFields()
-    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     chat = ChatRequest(
         options=_options(body, vocab_size),
-        messages=[*system, *template_messages(body.input)],
+        messages=_instructed(template_messages(body.input), body.instructions),
         images=tuple(image_sources(body.input)),
         tools=use.tools,
         parallel_tool_calls=body.parallel_tool_calls and not use.one_call,
@@ -233,6 +233,22 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
     )
     summarize = (thinks.summary or thinks.generate_summary) is not None
     return AskedResponse(chat=chat, summarize=summarize, echo=_echo(body, value, tools))
+
+
+def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
+    """The messages, with all that is said to the system before they begin in one of them: agents
+    send several, and there are templates that refuse or lose all but the first."""
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    system += takewhile(_is_systems, messages)
+    rest = messages[len(system) - bool(instructions) :]
+    if len(system) > 1:
+        text = "\n\n".join(message["content"] for message in system)
+        system = [{"role": "system", "content": text}]
+    return system + rest
+
+
+def _is_systems(message: dict[str, Any]) -> bool:
+    return message["role"] in ("system", "developer") and isinstance(message["content"], str)
 
 
 def _chat_tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

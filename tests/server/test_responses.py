@@ -187,6 +187,15 @@ async def test_refusals_are_real_http_errors(stream: bool) -> None:
         await front.idle()
 
 
+async def test_what_the_template_refuses_is_blamed_on_the_input() -> None:
+    checkpoint = partial(make_family_tokenizer, family="deepseek_v32")
+    result = {"type": "function_call_output", "call_id": "x", "output": "5"}
+    async with running_front(write_checkpoint=checkpoint) as front:
+        for path in (PATH, f"{PATH}/input_tokens"):
+            reply = await front.ask("POST", path, {"input": [result]})
+            assert (reply.status, reply.error()["param"]) == (400, "input")
+
+
 async def test_a_failing_engine_ends_the_stream_with_the_reason() -> None:
     async with running_front(fail_steps=(4,)) as front:
         events = read_named_events((await ask(front, stream=True)).body)

@@ -21,12 +21,15 @@ def parse(**fields: Any) -> AskedResponse:
     return parse_response({"input": "Hi", **fields}, model="m", vocab_size=400)
 
 
-def test_instructions_come_first() -> None:
-    asked = parse(instructions="Be brief.", input=[{"role": "developer", "content": "Now."}])
-    assert [(m["role"], m["content"]) for m in asked.chat.messages] == [
-        ("system", "Be brief."),
-        ("developer", "Now."),
+def test_what_is_said_to_the_system_first_is_one_message() -> None:
+    said = [("developer", "Now."), ("user", "Hi"), ("developer", "Then."), ("user", "Ho")]
+    asked = [{"role": role, "content": text} for role, text in said]
+    messages = parse(instructions="Be brief.", input=asked).chat.messages
+    assert [(m["role"], m["content"]) for m in messages] == [
+        ("system", "Be brief.\n\nNow."),
+        *said[1:],
     ]
+    assert parse(input=asked).chat.messages[0]["role"] == "developer"
     assert parse().chat.messages == [{"role": "user", "content": "Hi"}]
 
 

@@ -199,6 +199,20 @@ class Anything:
 
 
 @dataclass(frozen=True, slots=True)
+class TextOr:
+    """A string, or an array in its place."""
+
+    array: Kind
+
+    def read(self, value: Any, path: str) -> Any:
+        check_type(value, (str, list), "a string or an array", path)
+        return value if isinstance(value, str) else self.array.read(value, path)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, self.array.schema()]}
+
+
+@dataclass(frozen=True, slots=True)
 class Told:
     """A kind of its own: `reader` reads it and `told` is what it accepts, as JSON Schema."""
 

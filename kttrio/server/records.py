@@ -115,3 +115,37 @@ class Nested:
 
     def schema(self) -> dict[str, Any]:
         return schema(self.record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tagged:
+    """One of several records, told by a word that each has in the field `tag`."""
+
+    records: tuple[tuple[str, type], ...]
+    tag: str = "type"
+    default: str | None = None
+    """The word of an object that has none."""
+    served: str
+    """What the server takes, for complaints of any other word."""
+
+    def read(self, value: Any, path: str) -> Any:
+        check_type(value, dict, "an object", path)
+        place, word = f"{path}.{self.tag}", value.get(self.tag)
+        word = self.default if word is None else word
+        if word is None:
+            refuse(place, "is missing", "missing_required_parameter")
+        check_type(word, str, "a string", place)
+        record = dict(self.records).get(word)
+        if record is None:
+            refuse(place, f"is '{word[:40]}', but this server takes only {self.served}")
+        return read(record, value, path)
+
+    def schema(self) -> dict[str, Any]:
+        return {"oneOf": [self._one(word, record) for word, record in self.records]}
+
+    def _one(self, word: str, record: type) -> dict[str, Any]:
+        told = schema(record)
+        words = {"enum": [word, None]} if word == self.default else {"const": word}
+        required = [*told.get("required", ()), *([] if word == self.default else [self.tag])]
+        told = {**told, "properties": {self.tag: words, **told["properties"]}}
+        return {**told, **({"required": required} if required else {})}

@@ -6,10 +6,11 @@ Bodies are read in anthropic_request.py and answers written in anthropic_respons
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
+from kttrio.server import anthropic_answers
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.anthropic_request import (
     CountBody,
@@ -19,13 +20,37 @@ from kttrio.server.anthropic_request import (
     to_count,
 )
 from kttrio.server.anthropic_response import PING, Head, MessageStream, message_object
-from kttrio.server.fields import parse_object
-from kttrio.server.prompting import count_chat, off_loop, prepare_chat
+from kttrio.server.bodies import read_body
+from kttrio.server.operations import Operation
+from kttrio.server.prompting import count_chat, prepare_chat
 from kttrio.server.records import read
 from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest
 from kttrio.server.served_model import ServedModel
 from kttrio.server.state import AppState, new_id
+
+TAG = "Anthropic"
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/messages",
+        summary="The next message of a conversation.",
+        tag=TAG,
+        body=MessagesBody,
+        answer=anthropic_answers.MESSAGE,
+        streams=True,
+        error=anthropic_answers.ERROR,
+    ),
+    Operation(
+        method="post",
+        path="/v1/messages/count_tokens",
+        summary="The length of a conversation in tokens.",
+        tag=TAG,
+        body=CountBody,
+        answer=anthropic_answers.COUNT,
+        error=anthropic_answers.ERROR,
+    ),
+)
 
 B = TypeVar("B", bound=CountBody)
 
@@ -40,7 +65,7 @@ def blueprint(state: AppState) -> Blueprint:
 
     @routes.post("/count_tokens")
     async def count_tokens() -> Response:
-        _, asked, num_bytes = await _read_body(state.model, CountBody, to_count)
+        _, asked, num_bytes = await _read(state.model, CountBody, to_count)
         intake = open_intake(state, new_id("count"), num_bytes)
         return json_response({"input_tokens": await count_chat(state.model, asked, intake)})
 
@@ -49,7 +74,7 @@ def blueprint(state: AppState) -> Blueprint:
 
 async def _answer(state: AppState) -> Response:
     model, id = state.model, new_id("msg")
-    body, asked, num_bytes = await _read_body(model, MessagesBody, to_answer)
+    body, asked, num_bytes = await _read(model, MessagesBody, to_answer)
     prepared = await prepare_chat(model, asked, open_intake(state, id, num_bytes))
     head = Head(id, model.name, prepared.num_prompt_tokens, body.max_tokens, _shows(body))
     if body.stream:
@@ -63,14 +88,14 @@ def _shows(body: MessagesBody) -> bool:
     return not (isinstance(body.thinking, ThinkingOn) and body.thinking.display == "omitted")
 
 
-async def _read_body(
+async def _read(
     model: ServedModel, record: type[B], ask: Callable[[B, ServedModel], ChatRequest]
 ) -> tuple[B, ChatRequest, int]:
     """The body, what it asks for, and its length in bytes. Raises ApiError."""
-    data = await request.get_data(cache=False, as_text=False, parse_form_data=False)
 
-    def read_in() -> tuple[B, ChatRequest]:
-        body = read(record, parse_object(data).values)
+    def build(value: dict[str, Any]) -> tuple[B, ChatRequest]:
+        body = read(record, value)
         return body, ask(body, model)
 
-    return (*await off_loop(len(data), read_in), len(data))
+    (body, asked), num_bytes = await read_body(build)
+    return body, asked, num_bytes

@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from kttrio.server.kinds import Boolean, Many, Object, Text, TextOr
-from kttrio.server.records import Tagged, given, ignored
+from kttrio.server.kinds import Boolean, Either, Kind, Many, Object, Tagged, Text
+from kttrio.server.records import Nested, given, ignored
 from kttrio.server.requests import ImageSource
 
 UNCACHED = "nothing is billed, so there is nothing to mark"
+MEND = "send documents and other results as text; this server runs no tools of its own"
+
+Blocks = Sequence[Any]
+"""Of the kinds that their place may have."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TextBlock:
     """A piece of text."""
 
@@ -25,159 +29,134 @@ class TextBlock:
     citations: None = ignored("the model reads the text alone")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Base64Source:
     """An image in the body itself."""
 
-    media_type: str = given(Text(least=1), "image/png, image/jpeg or image/webp", required=True)
-    data: str = given(Text(least=1), "the file in base64", required=True)
+    media_type: str = given(Text(1), "image/png, image/jpeg or image/webp", required=True)
+    data: str = given(Text(1), "the file in base64", required=True)
 
     def source(self, path: str) -> ImageSource:
         url = f"data:{self.media_type};base64,{self.data}"
         return ImageSource(url, f"{path}.data", low_detail=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UrlSource:
     """An image that the server is to fetch."""
 
-    url: str = given(Text(least=1), "data:, or http: and https: where allowed", required=True)
+    url: str = given(Text(1), "data:, or http: and https: where allowed", required=True)
 
     def source(self, path: str) -> ImageSource:
         return ImageSource(self.url, f"{path}.url", low_detail=False)
 
 
-@dataclass(frozen=True, slots=True)
+IMAGE_SOURCE = Tagged(
+    "type", {"base64": Nested(Base64Source), "url": Nested(UrlSource)}, mend="no files are kept"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageBlock:
     """An image."""
 
-    source: Base64Source | UrlSource = given(
-        Tagged(
-            records=(("base64", Base64Source), ("url", UrlSource)),
-            served="images as 'base64' or by 'url': it keeps no files",
-        ),
-        "where the image is",
-        required=True,
-    )
+    source: Base64Source | UrlSource = given(IMAGE_SOURCE, "where the image is", required=True)
     cache_control: None = ignored(UNCACHED)
 
 
-@dataclass(frozen=True, slots=True)
+def _content(**kinds: type) -> Kind:
+    """Text, or blocks of these kinds."""
+    blocks = {name: Nested(kind) for name, kind in kinds.items()}
+    return Either({str: Text(), list: Many(Tagged("type", blocks, mend=MEND))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResultBlock:
     """What a tool answered."""
 
-    tool_use_id: str = given(Text(least=1), "the call that is answered", required=True)
-    content: str | tuple[TextBlock | ImageBlock, ...] = given(
-        TextOr(
-            Many(
-                Tagged(
-                    records=(("text", TextBlock), ("image", ImageBlock)),
-                    served="'text' and 'image' in a tool's result; send documents as text",
-                )
-            )
-        ),
-        "text, or blocks of text and images",
-        default="",
+    tool_use_id: str = given(Text(1), "the call that is answered", required=True)
+    content: str | Blocks = given(
+        _content(text=TextBlock, image=ImageBlock), "text, or blocks of text and images", default=""
     )
     is_error: bool = given(Boolean(), "the model is told that the call failed", default=False)
     cache_control: None = ignored(UNCACHED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUseBlock:
     """A past call."""
 
-    id: str = given(Text(least=1), "the call's id, as the answer had it", required=True)
-    name: str = given(Text(least=1), "the tool", required=True)
+    id: str = given(Text(1), "the call's id, as the answer had it", required=True)
+    name: str = given(Text(1), "the tool", required=True)
     input: dict[str, Any] = given(Object(), "its arguments", required=True)
     cache_control: None = ignored(UNCACHED)
+    caller: None = ignored("the model is the only caller")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkingBlock:
     """Past reasoning; the model sees it again where its chat template keeps it."""
 
     thinking: str = given(Text(), "the reasoning", required=True)
-    signature: str = given(
-        Text(), "holds the reasoning where the answer did not show it", default=""
-    )
+    signature: str = given(Text(), "the reasoning, where it was not shown", default="")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedactedThinkingBlock:
     """Reasoning that another server has encrypted."""
 
     data: None = ignored("no one but its writer can read it")
 
 
-Block = TextBlock | ImageBlock | ToolResultBlock | ToolUseBlock | ThinkingBlock
-Blocks = Sequence[Any]  # of the kinds that the role may have
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UserMessage:
     """What the user says, and what tools answer."""
 
     role: ClassVar = "user"
     content: str | Blocks = given(
-        TextOr(
-            Many(
-                Tagged(
-                    records=(
-                        ("text", TextBlock),
-                        ("image", ImageBlock),
-                        ("tool_result", ToolResultBlock),
-                    ),
-                    served="'text', 'image' and 'tool_result' of a user; send documents as text",
-                )
-            )
-        ),
+        _content(text=TextBlock, image=ImageBlock, tool_result=ToolResultBlock),
         "text, or blocks of text, images and tool results",
         required=True,
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssistantMessage:
     """What the model has said."""
 
     role: ClassVar = "assistant"
     content: str | Blocks = given(
-        TextOr(
-            Many(
-                Tagged(
-                    records=(
-                        ("text", TextBlock),
-                        ("tool_use", ToolUseBlock),
-                        ("thinking", ThinkingBlock),
-                        ("redacted_thinking", RedactedThinkingBlock),
-                    ),
-                    served="'text', 'tool_use', 'thinking' and 'redacted_thinking' of an "
-                    "assistant: it runs no tools of its own",
-                )
-            )
+        _content(
+            text=TextBlock,
+            tool_use=ToolUseBlock,
+            thinking=ThinkingBlock,
+            redacted_thinking=RedactedThinkingBlock,
         ),
         "text, or blocks of text, calls and reasoning",
         required=True,
     )
 
 
-@dataclass(frozen=True, slots=True)
+SYSTEM = _content(text=TextBlock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemMessage:
     """What the operator says amid the conversation."""
 
     role: ClassVar = "system"
-    content: str | Blocks = given(
-        TextOr(Many(Tagged(records=(("text", TextBlock),), served="'text' of a system"))),
-        "text, or blocks of text",
-        required=True,
-    )
+    content: str | Blocks = given(SYSTEM, "text, or blocks of text", required=True)
 
 
-MESSAGE = Tagged(
-    tag="role",
-    records=(("user", UserMessage), ("assistant", AssistantMessage), ("system", SystemMessage)),
-    served="messages of 'user', 'assistant' and 'system'",
+MESSAGES = Many(
+    Tagged(
+        "role",
+        {
+            "user": Nested(UserMessage),
+            "assistant": Nested(AssistantMessage),
+            "system": Nested(SystemMessage),
+        },
+    ),
+    least=1,
 )
-SYSTEM = TextOr(Many(Tagged(records=(("text", TextBlock),), served="'text' in the system prompt")))
 Message = UserMessage | AssistantMessage | SystemMessage

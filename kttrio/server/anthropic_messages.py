@@ -136,7 +136,7 @@ def _turns(
 
 def _place(content: str | Blocks, path: str) -> list[Placed]:
     if isinstance(content, str):
-        return [Placed(TextBlock(content), path)]
+        return [Placed(TextBlock(text=content), path)]
     return [Placed(block, f"{path}[{i}]") for i, block in enumerate(content)]
 
 

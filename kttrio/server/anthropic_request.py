@@ -6,10 +6,11 @@ Messages and their blocks are read in anthropic_messages.py. Nothing is generate
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.anthropic_blocks import MESSAGE, SYSTEM, Blocks, Message
+from kttrio.server.anthropic_blocks import MESSAGES, SYSTEM, Blocks, Message
 from kttrio.server.anthropic_messages import has_late_system, read_chat
 from kttrio.server.errors import ApiError
 from kttrio.server.kinds import (
@@ -19,10 +20,11 @@ from kttrio.server.kinds import (
     Number,
     Object,
     OneOf,
+    Tagged,
     Text,
     refuse,
 )
-from kttrio.server.records import Nested, Tagged, given, ignored, refused
+from kttrio.server.records import Nested, given, ignored, refused
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.served_model import ServedModel
 from kttrio.text.chats import knows_late_system, knows_switches
@@ -37,11 +39,11 @@ CLAUDE = "claude-"
 NO_THREADS = "this server keeps no conversations; send all messages"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CustomTool:
     """A tool that the client runs."""
 
-    name: str = given(Text(least=1), "what the model calls it", required=True)
+    name: str = given(Text(1), "what the model calls it", required=True)
     input_schema: dict[str, Any] = given(Object(), "JSON Schema of its input", required=True)
     description: str | None = given(Text(), "what it does")
     strict: None = ignored("calls are held to the schema where they are forced, and only there")
@@ -52,36 +54,36 @@ class CustomTool:
     input_examples: None = refused("tell them in the 'description'")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnyCalls:
     """How many calls there may be."""
 
     disable_parallel_tool_use: bool = given(Boolean(), "one call at most", default=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AutoChoice(AnyCalls):
     """The model calls tools as it likes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnyChoice(AnyCalls):
     """The answer is a call of some tool."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamedChoice(AnyCalls):
     """The answer is a call of this tool."""
 
-    name: str = given(Text(least=1), "one of the tools", required=True)
+    name: str = given(Text(1), "one of the tools", required=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoChoice:
     """The answer has no calls."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkingOn:
     """The model thinks first, where it knows how to."""
 
@@ -94,22 +96,22 @@ class ThinkingOn:
     block_binding: None = ignored("blocks of reasoning are not bound to a conversation")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ThinkingOff:
     """The model answers at once, where it can."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonFormat:
     """The answer is JSON of this schema."""
 
     schema: dict[str, Any] = given(Object(), "JSON Schema", required=True)
 
 
-FORMAT = Tagged(records=(("json_schema", JsonFormat),), served="the format 'json_schema'")
+FORMAT = Tagged("type", {"json_schema": Nested(JsonFormat)})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
     """How much effort an answer is worth, and what it must look like."""
 
@@ -123,16 +125,17 @@ class CountBody:
     """The body of POST /v1/messages/count_tokens: a conversation."""
 
     model: str | None = given(
-        Text(least=1), "the served model, or any name that begins with 'claude-' for it"
+        Text(1), "the served model, or any name that begins with 'claude-' for it"
     )
-    messages: tuple[Message, ...] = given(Many(MESSAGE, least=1), "the conversation", required=True)
+    messages: tuple[Message, ...] = given(MESSAGES, "the conversation", required=True)
     system: str | Blocks = given(SYSTEM, "the system prompt", default="")
     tools: tuple[CustomTool, ...] = given(
         Many(
             Tagged(
-                records=(("custom", CustomTool),),
+                "type",
+                {"custom": Nested(CustomTool)},
                 default="custom",
-                served="tools of your own, of the type 'custom' with an 'input_schema'",
+                mend="this server runs no tools; give one of your own, with its 'input_schema'",
             )
         ),
         "tools that the model may call",
@@ -140,25 +143,25 @@ class CountBody:
     )
     tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice = given(
         Tagged(
-            records=(
-                ("auto", AutoChoice),
-                ("any", AnyChoice),
-                ("tool", NamedChoice),
-                ("none", NoChoice),
-            ),
-            served="'auto', 'any', 'tool' and 'none'",
+            "type",
+            {
+                "auto": Nested(AutoChoice),
+                "any": Nested(AnyChoice),
+                "tool": Nested(NamedChoice),
+                "none": Nested(NoChoice),
+            },
         ),
         "whether the model calls tools, and which",
         default=AutoChoice(),
     )
     thinking: ThinkingOn | ThinkingOff | None = given(
         Tagged(
-            records=(
-                ("enabled", ThinkingOn),
-                ("adaptive", ThinkingOn),
-                ("disabled", ThinkingOff),
-            ),
-            served="'enabled', 'adaptive' and 'disabled'",
+            "type",
+            {
+                "enabled": Nested(ThinkingOn),
+                "adaptive": Nested(ThinkingOn),
+                "disabled": Nested(ThinkingOff),
+            },
         ),
         "whether the model thinks first; where nothing is said it does not, if it can help it",
     )
@@ -184,7 +187,7 @@ class MessagesBody(CountBody):
     )
     stream: bool = given(Boolean(), "send events as the answer is written", default=False)
     stop_sequences: tuple[str, ...] = given(
-        Many(Text(least=1), most=MAX_STOPS), "texts that end the answer before them", default=()
+        Many(Text(1), most=MAX_STOPS), "texts that end the answer before them", default=()
     )
     temperature: float | None = given(Number(0, 1), "0: the most probable token, always")
     top_p: float | None = given(Number(0, 1, above=True), "nucleus sampling")
@@ -212,9 +215,6 @@ def check_model(name: str | None, served: str) -> None:
 
 def to_answer(body: MessagesBody, model: ServedModel) -> ChatRequest:
     """The chat to be answered. Raises ApiError."""
-    if body.messages[-1].role == "assistant":
-        place = f"messages[{len(body.messages) - 1}]"
-        refuse(place, "must be the user's: this server does not go on with a begun answer")
     options = Options(
         stream=body.stream,
         max_tokens=body.max_tokens,
@@ -225,7 +225,11 @@ def to_answer(body: MessagesBody, model: ServedModel) -> ChatRequest:
         stop=body.stop_sequences,
         form=_form(body),
     )
-    return _chat(body, model, options)
+    asked = _chat(body, model, options)
+    if asked.messages[-1:] and asked.messages[-1]["role"] == "assistant" and not asked.continues:
+        place = f"messages[{len(body.messages) - 1}].content"
+        refuse(place, "is an answer that cannot go on: end with text, or with a user's message")
+    return asked
 
 
 def to_count(body: CountBody, model: ServedModel) -> ChatRequest:
@@ -249,8 +253,15 @@ def _chat(body: CountBody, model: ServedModel, options: Options) -> ChatRequest:
         tools=[] if isinstance(choice, NoChoice) else list(map(_tool, body.tools)),
         parallel_tool_calls=isinstance(choice, NoChoice) or not choice.disable_parallel_tool_use,
         forced_calls=_forced(body),
+        continues=_is_begun(chat.messages),
         template_kwargs=_template_kwargs(body, model),
     )
+
+
+def _is_begun(chat: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the chat ends with text of the model, which then goes on with it."""
+    last = chat[-1] if chat else {"role": "system"}
+    return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
 
 
 def _tool(tool: CustomTool) -> dict[str, Any]:

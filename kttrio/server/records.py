@@ -16,6 +16,9 @@ from kttrio.server.kinds import Kind, check_type, refuse
 
 T = TypeVar("T")
 
+EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
+"""What asks for nothing."""
+
 
 class Stance(StrEnum):
     """What the server does with a field."""
@@ -59,7 +62,7 @@ def read(record: type[T], value: Any, path: str = "") -> T:
     for one in fields(record):  # type: ignore[arg-type]  # a dataclass by the rule above
         told, place = one.metadata, f"{path}.{one.name}" if path else one.name
         entry = value.get(one.name)
-        if told["stance"] is Stance.REFUSED and entry and entry not in told["harmless"]:
+        if told["stance"] is Stance.REFUSED and not _harmless(entry, told["harmless"]):
             refuse(place, f"is not supported: {told['help']}", "unsupported_value")
         if told["stance"] is not Stance.DONE:
             continue
@@ -68,6 +71,13 @@ def read(record: type[T], value: Any, path: str = "") -> T:
         elif told["required"]:
             refuse(place, "is missing", "missing_required_parameter")
     return record(**found)
+
+
+def _harmless(entry: Any, values: tuple[Any, ...]) -> bool:
+    """Whether leaving the field out means the same. `true` is not 1."""
+    return not entry or any(
+        entry == value and isinstance(entry, bool) is isinstance(value, bool) for value in values
+    )
 
 
 def schema(record: type) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def schema(record: type) -> dict[str, Any]:
         if told["stance"] is Stance.DONE:
             properties[one.name] = _property(told["kind"], told["help"], told["required"])
         elif told["stance"] is Stance.REFUSED:
-            harmless = [None, False, *told["harmless"]]
+            harmless = [*EMPTY, *(value for value in told["harmless"] if value)]
             about = f"Not supported: {told['help']}"
             properties[one.name] = {"enum": harmless, "description": about}
         if told.get("required"):
@@ -117,35 +127,15 @@ class Nested:
         return schema(self.record)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tagged:
-    """One of several records, told by a word that each has in the field `tag`."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The kind of an object that must be such a record, and is kept as it came."""
 
-    records: tuple[tuple[str, type], ...]
-    tag: str = "type"
-    default: str | None = None
-    """The word of an object that has none."""
-    served: str
-    """What the server takes, for complaints of any other word."""
+    record: type
 
-    def read(self, value: Any, path: str) -> Any:
-        check_type(value, dict, "an object", path)
-        place, word = f"{path}.{self.tag}", value.get(self.tag)
-        word = self.default if word is None else word
-        if word is None:
-            refuse(place, "is missing", "missing_required_parameter")
-        check_type(word, str, "a string", place)
-        record = dict(self.records).get(word)
-        if record is None:
-            refuse(place, f"is '{word[:40]}', but this server takes only {self.served}")
-        return read(record, value, path)
+    def read(self, value: Any, path: str) -> dict[str, Any]:
+        read(self.record, value, path)
+        return dict(value)
 
     def schema(self) -> dict[str, Any]:
-        return {"oneOf": [self._one(word, record) for word, record in self.records]}
-
-    def _one(self, word: str, record: type) -> dict[str, Any]:
-        told = schema(record)
-        words = {"enum": [word, None]} if word == self.default else {"const": word}
-        required = [*told.get("required", ()), *([] if word == self.default else [self.tag])]
-        told = {**told, "properties": {self.tag: words, **told["properties"]}}
-        return {**told, **({"required": required} if required else {})}
+        return schema(self.record)

@@ -22,7 +22,7 @@ from kttrio.server.anthropic_request import (
 from kttrio.server.anthropic_response import PING, Head, MessageStream, message_object
 from kttrio.server.bodies import read_body
 from kttrio.server.operations import Operation
-from kttrio.server.prompting import count_chat, prepare_chat
+from kttrio.server.prompting import chat_ids, prepare_chat
 from kttrio.server.records import read
 from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest
@@ -67,7 +67,8 @@ def blueprint(state: AppState) -> Blueprint:
     async def count_tokens() -> Response:
         _, asked, num_bytes = await _read(state.model, CountBody, to_count)
         intake = open_intake(state, new_id("count"), num_bytes)
-        return json_response({"input_tokens": await count_chat(state.model, asked, intake)})
+        ids = await chat_ids(state.model, asked, intake)
+        return json_response({"input_tokens": len(ids)})
 
     return routes
 

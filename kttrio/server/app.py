@@ -25,6 +25,7 @@ from kttrio.server import (
     openapi,
     placement,
     recording,
+    tokens,
 )
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health"})
-PROTOCOLS = (openai, anthropic, admin, recording, placement)
+PROTOCOLS = (openai, anthropic, tokens, admin, recording, placement)
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
 SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})

@@ -6,8 +6,9 @@ The streaming path is kept short: each block's delta is one prepared event, fill
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from kttrio.server import sse
@@ -27,14 +28,24 @@ from kttrio.server.decoding import (
 from kttrio.server.errors import ApiError
 
 HOLE = "%text%"
-ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
+ERROR_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
+)
+STOP_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "stop": "end_turn",
+        "tool_calls": "tool_use",
+        "length": "max_tokens",
+        "abort": "max_tokens",  # there is no better word for an answer that was cut off
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,7 @@ def stop_fields(
     """Why the answer ended, in Anthropic's words."""
     if isinstance(matched, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": matched}
-    reason = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}[finish or ""]
+    reason = STOP_REASONS[finish or "stop"]
     if finish == "length" and usage.completion_tokens < max_tokens:
         reason = "model_context_window_exceeded"
     return {"stop_reason": reason, "stop_sequence": None}

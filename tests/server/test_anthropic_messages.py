@@ -270,6 +270,15 @@ async def test_one_call_at_a_time_when_asked() -> None:
         await front.idle()
 
 
+async def test_an_answer_that_is_begun_goes_on_where_it_ends() -> None:
+    async with running_front() as front:
+        history = [user("Sun in Greek?"), assistant("It is (")]
+        message = await whole(front, messages=history)
+        assert last_prompt(front).endswith("<|im_start|>assistant\nIt is (")
+        assert message["content"][0]["text"] == ANSWER
+        assert message["usage"]["input_tokens"] == await count(front, messages=history)
+
+
 async def count(front: Front, **fields: object) -> int:
     reply = await front.ask("POST", "/v1/messages/count_tokens", fields)
     assert reply.status == 200, reply.body

@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 from kttrio.config import ServerConfig
 from kttrio.server import admin, control, metrics, openai, placement, recording
 from kttrio.server.errors import ApiError, ErrorShape, error_body
+from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState, new_id
@@ -133,6 +134,6 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 async def _answer_failure(error: Exception) -> Response:
-    logger.error("%s failed", named(), exc_info=error)
+    log_failure(logger, f"{named()} failed", error)
     error = ApiError(500, "The server failed to answer; its log says why.")
     return _shaped(error, request.path)

@@ -20,6 +20,7 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import FinishReason, TokenEvent
 from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
 from kttrio.server.meter import Meter
 from kttrio.server.prompting import Prepared
 
@@ -89,8 +90,8 @@ class Choice:
                 self._listener.on_text(self._index, delta)
             elif delta is not None:
                 self._tell(delta)
-        except Exception:
-            logger.exception("an answer could not be made of the tokens of %s", completion.label)
+        except Exception as error:
+            log_failure(logger, f"{completion.label}: the answer could not be made", error)
             completion.fail(ApiError(500, "The server failed to write the answer."))
 
     def _tell(self, delta: Delta) -> None:
@@ -116,9 +117,10 @@ class Completion:
         """For its first token."""
         self.was_taken = False
         """By the engine."""
+        self.ended_at: float | None = None
         self._prepared = prepared
         self._meter = meter
-        self._ended = self._speculates = False
+        self._speculates = False
         self._choices = [
             Choice(index, decoder, self) for index, decoder in enumerate(prepared.decoders)
         ]
@@ -151,8 +153,8 @@ class Completion:
 
     @property
     def seconds(self) -> float:
-        """Since it arrived."""
-        return perf_counter() - self._prepared.intake.arrived
+        """From its arrival to its end, or to now."""
+        return (self.ended_at or perf_counter()) - self._prepared.intake.arrived
 
     @property
     def ends(self) -> list[str]:
@@ -183,8 +185,8 @@ class Completion:
             self._end(None)
 
     def _end(self, error: ApiError | None) -> None:
-        if not self._ended:
-            self._ended = True
+        if self.ended_at is None:
+            self.ended_at = perf_counter()
             self.listener.on_end(error, self.usage)
 
     @property

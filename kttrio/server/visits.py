@@ -16,6 +16,7 @@ from typing import Any
 
 from kttrio.config import ServerConfig
 from kttrio.server.cors import Cors, Headers
+from kttrio.server.failures import log_failure
 from kttrio.server.meter import Meter
 
 logger = logging.getLogger("kttrio.access")
@@ -93,6 +94,8 @@ class Reception:
                 await app(scope, receive, answer)
             else:
                 await _permit(permission, answer)
+        except Exception as error:  # inside an answer: hypercorn closes what is left open
+            log_failure(logger, f"{named()} broke off", error)
         finally:
             self._close(visit)
 

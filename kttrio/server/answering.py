@@ -15,20 +15,16 @@ from kttrio.server.state import AppState
 from kttrio.server.visits import VISIT
 
 
-def open_intake(
-    state: AppState, request_id: str, num_bytes: int, *, rid: str | None = None
-) -> Intake:
-    """What preparing a request of `num_bytes` needs beside it. `rid`: the client's own name for it,
-    by which it can be aborted."""
+def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
+    """What preparing a request of `num_bytes` needs beside it."""
     visit = VISIT.get()
-    aliases = [] if visit is None else [visit.id]
     return Intake(
         request_id=request_id,
         num_bytes=num_bytes,
         context_length=state.engine.longest_sequence,
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
-        aliases=(*aliases, *([] if rid is None else [rid])),
+        visit_id=None if visit is None else visit.id,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from kttrio.config import ServerConfig
-from kttrio.server import admin, control, metrics, openai, placement, recording
+from kttrio.server import admin, control, metrics, openai, openapi, placement, recording
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
@@ -27,6 +28,8 @@ from kttrio.server.visits import POLLED, VISIT, Reception, named
 logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
+PROTOCOLS = (openai, admin, control, metrics, recording, placement)
+"""Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 OPERATORS = frozenset({"control", "recording", "placement"})
 """Blueprints whose routes need the admin key, if there is one."""
 
@@ -51,7 +54,7 @@ class App(QuartTrio):
     asgi_http_class = LiveConnection
 
     def __init__(self, reception: Reception) -> None:
-        super().__init__("kttrio")
+        super().__init__("kttrio", static_folder=None)
         self._reception = reception
 
     async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -70,12 +73,10 @@ def build_app(state: AppState) -> QuartTrio:
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.register_blueprint(openai.blueprint(state))
-    app.register_blueprint(admin.blueprint(state))
-    app.register_blueprint(control.blueprint(state))
-    app.register_blueprint(metrics.blueprint(state))
-    app.register_blueprint(recording.blueprint(state))
-    app.register_blueprint(placement.blueprint(state))
+    for protocol in PROTOCOLS:
+        app.register_blueprint(protocol.blueprint(state))
+    operations = chain.from_iterable(protocol.OPERATIONS for protocol in PROTOCOLS)
+    app.register_blueprint(openapi.blueprint(operations, keyed=bool(state.config.api_key)))
     app.before_request(_note_route)
     app.before_request(_Guard(state.config).check)
     app.register_error_handler(ApiError, _answer_api_error)

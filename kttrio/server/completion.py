@@ -85,10 +85,11 @@ class Choice:
                 return
             if completion.waits:
                 completion.begin()
-            delta = self._decoder.feed(event)
-            if isinstance(delta, str):
-                self._listener.on_text(self._index, delta)
-            elif delta is not None:
+            news = self._decoder.feed(event)
+            if isinstance(news, str):
+                self._listener.on_text(self._index, news)
+                return
+            for delta in news:
                 self._tell(delta)
         except Exception as error:
             log_failure(logger, f"{completion.label}: the answer could not be made", error)
@@ -144,12 +145,14 @@ class Completion:
     @property
     def names(self) -> tuple[str, ...]:
         """By each of which it can be aborted."""
-        return (self._prepared.intake.request_id, *self._prepared.intake.aliases)
+        intake, client_id = self._prepared.intake, self._prepared.client_id
+        return tuple(filter(None, (intake.request_id, intake.visit_id, client_id)))
 
     @property
     def label(self) -> str:
         """What the log calls it."""
-        return " ".join(self.names)
+        intake = self._prepared.intake
+        return f"{intake.request_id} (request {intake.visit_id})"
 
     @property
     def seconds(self) -> float:

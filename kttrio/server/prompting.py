@@ -51,8 +51,8 @@ class Intake:
     """As many as an idle engine takes at once."""
     seed: int
     """For a request that has none of its own."""
-    aliases: tuple[str, ...] = ()
-    """What the client calls it, beside `request_id`."""
+    visit_id: str | None = None
+    """The id of the HTTP request."""
     arrived: float = field(default_factory=perf_counter)
 
 
@@ -69,6 +69,8 @@ class Prepared:
     """A request's sequences with their decoders, one by one. Choice i is sequence i."""
 
     intake: Intake
+    client_id: str | None
+    """The client's own name for it."""
     requests: Sequence[GenerateRequest]
     decoders: Sequence[Decoder]
     num_prompt_tokens: int
@@ -99,6 +101,7 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
     return Prepared(
         intake,
+        options.client_id,
         _sequences(intake, [ids] * options.n, params, options.n, images),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
@@ -125,6 +128,7 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     ]
     return Prepared(
         intake,
+        options.client_id,
         _sequences(intake, [prompt.ids for prompt in echoed], params, options.n),
         [Decoder(_pipeline(model, options)) for _ in echoed],
         sum(map(len, prompts)),

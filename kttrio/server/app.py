@@ -66,7 +66,7 @@ class App(QuartTrio):
 
 
 def build_app(state: AppState) -> QuartTrio:
-    """The ASGI app over a running engine; `serve_http` serves it. Raises ConfigError."""
+    """The ASGI app over a running engine; `serve_http` serves it."""
     app = App(Reception(state.config, state.meter, new_id))
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = BODY_SECONDS

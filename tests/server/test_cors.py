@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kttrio.config import ConfigError, ServerConfig
-from kttrio.server.cors import Cors
+from kttrio.server.cors import check_origins
 from tests.http_front import running_front
 
 HOME = "https://chat.example"
@@ -76,4 +76,4 @@ async def test_strange_names_of_header_fields_are_not_echoed() -> None:
 )
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(ConfigError, match="--allowed-origins"):
-        Cors([origin])
+        check_origins([HOME, origin])

@@ -25,6 +25,7 @@ from kttrio.server.meter import Meter
 from kttrio.server.prompting import Prepared
 
 ABORTED = TokenEvent(None, FinishReason.ABORT)
+ERROR = FinishReason.ERROR  # found in the enum anew, it would cost as much as the rest of `feed`
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Choice:
             return
         completion = self._completion
         try:
-            if event.finish is FinishReason.ERROR:
+            if event.finish is ERROR:
                 completion.fail(_engine_failure(event))
                 return
             if completion.waits:

@@ -16,6 +16,7 @@ from kttrio.server.requests import ReasoningView
 from kttrio.text.output import OutputPipeline, Piece, Reasoning
 from kttrio.text.tool_parsers.base import Content, ToolCallStart
 
+CUT_OFF = (FinishReason.LENGTH, FinishReason.ABORT)
 HELD = (ReasoningView.AT_ONCE, ReasoningView.HIDDEN)
 
 PromptLogprobs = tuple[TokenLogprob | None, ...]
@@ -108,7 +109,7 @@ class Decoder:
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Sequence[Delta]:
         """Whatever is held back anywhere comes out."""
         stop = self._pipeline.matched_stop
-        cut_off = stop is not None or event.finish is FinishReason.LENGTH
+        cut_off = stop is not None or event.finish in CUT_OFF
         pieces = pieces + self._pipeline.finish(cut_off=cut_off)
         if self._holds_reasoning:
             pieces = self._shown(pieces, last=True)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kttrio.config import ServerConfig
+from kttrio.server.constraints import Constraints
 from kttrio.server.errors import BadRequestError
-from kttrio.server.fields import Fields
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, check_length, choice_seed, prepare_chat
 from kttrio.server.requests import ChatRequest
@@ -35,7 +35,7 @@ def test_the_context_check_is_exact() -> None:
 
 def chat(*messages: dict[str, Any], **template_kwargs: Any) -> ChatRequest:
     body = {"messages": list(messages), "chat_template_kwargs": template_kwargs}
-    return parse_chat(Fields(body), model="m", vocab_size=400)
+    return parse_chat(body, model="m", vocab_size=400)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,14 @@ def test_past_arguments_stay_as_the_client_sent_them(sent: object, text: str) ->
     assert read["id"] == "c"
 
 
-INTAKE = Intake(request_id="r", num_bytes=0, context_length=4096, most_sequences=8, seed=1)
+INTAKE = Intake(
+    request_id="r",
+    num_bytes=0,
+    context_length=4096,
+    most_sequences=8,
+    seed=1,
+    constraints=Constraints(),
+)
 
 
 @pytest.mark.parametrize(

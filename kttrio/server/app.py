@@ -19,6 +19,8 @@ from werkzeug.exceptions import HTTPException
 
 from kttrio.server import (
     admin,
+    anthropic,
+    anthropic_response,
     openai,
     openapi,
     placement,
@@ -35,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health"})
-PROTOCOLS = (openai, responses, tokens, admin, recording, placement)
+PROTOCOLS = (openai, responses, anthropic, tokens, admin, recording, placement)
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 Guard = Callable[[], Awaitable[None]]

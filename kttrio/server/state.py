@@ -14,6 +14,7 @@ from kttrio.config import ServerConfig
 from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.served_model import ServedModel
 
 
@@ -75,6 +76,7 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
+    inferences: InferenceCounts = field(default_factory=InferenceCounts)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 
@@ -86,6 +88,14 @@ class AppState:
             yield
         finally:
             self.live.discard(completion)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be served just now; None: they are."""
+        if self.draining:
+            return "the server is shutting down"
+        stats = self.engine.stats
+        return None if stats.healthy else stats.error or "the engine is not running"
 
     def begin_drain(self) -> None:
         """Take no new requests; those that run go on."""

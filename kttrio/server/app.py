@@ -16,7 +16,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, placement, recording
+from kttrio.server import admin, openai, placement, recording, triton, triton_response
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState
@@ -24,9 +24,9 @@ from kttrio.server.state import AppState
 logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v2": triton_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 Guard = Callable[[], Awaitable[None]]
@@ -58,6 +58,7 @@ def build_app(state: AppState) -> QuartTrio:
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
     app.register_blueprint(openai.blueprint(state))
+    app.register_blueprint(triton.blueprint(state))
     app.register_blueprint(admin.blueprint(state))
     app.register_blueprint(recording.blueprint(state))
     app.register_blueprint(placement.blueprint(state))

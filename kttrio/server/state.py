@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -106,6 +107,13 @@ class AppState:
         """End every request that still runs with an error: an event in streams, else a 503."""
         for completion in list(self.live):
             completion.fail(ApiError(503, message, code="shutting_down"))
+
+
+def installed_version() -> str:
+    try:
+        return version("kttrio")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
 
 
 def new_id(prefix: str) -> str:

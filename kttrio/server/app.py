@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, placement, recording, triton, triton_response
+from kttrio.server import admin, openai, openapi, placement, recording, triton, triton_response
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+PROTOCOLS = (openai, triton, admin, recording, placement)
+"""Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
 SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v2": triton_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
@@ -51,17 +54,16 @@ class App(QuartTrio):
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App("kttrio")
+    app = App("kttrio", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.register_blueprint(openai.blueprint(state))
-    app.register_blueprint(triton.blueprint(state))
-    app.register_blueprint(admin.blueprint(state))
-    app.register_blueprint(recording.blueprint(state))
-    app.register_blueprint(placement.blueprint(state))
+    for protocol in PROTOCOLS:
+        app.register_blueprint(protocol.blueprint(state))
+    operations = chain.from_iterable(protocol.OPERATIONS for protocol in PROTOCOLS)
+    app.register_blueprint(openapi.blueprint(operations, keyed=state.config.api_key is not None))
     if state.config.api_key is not None:
         app.before_request(_guard(state.config.api_key))
     app.register_error_handler(ApiError, _answer_api_error)

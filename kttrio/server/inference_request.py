@@ -7,8 +7,7 @@ boolean in a string. How either arrives is not known here.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,27 +18,25 @@ from kttrio.server.kinds import (
     Boolean,
     Integer,
     Kind,
-    Many,
     Number,
     OneOf,
     Strings,
-    Tagged,
     Text,
     refuse,
 )
+from kttrio.server.loose import Loose, alone
 from kttrio.server.openai_forms import GuidedFields, read_form, schema_form
 from kttrio.server.openai_sampling import (
     MAX_CHOICES,
     MAX_ID,
     MAX_STOPS,
-    Biases,
     TokenIds,
     sampling_options,
 )
 from kttrio.server.prompting import DEFAULT_TEXT_TOKENS
-from kttrio.server.records import Nested, Stance, given, ignored, read, refused
+from kttrio.server.records import Stance, given, ignored, read, refused
 from kttrio.server.requests import Options, TextRequest
-from kttrio.server.tensors import BYTES, Tensor, flat
+from kttrio.server.tensors import BYTES, Tensor
 from kttrio.text.grammar import Form
 
 MAX_LOGPROBS = 20
@@ -58,8 +55,6 @@ GUIDES = ("json", "json_schema", "regex", "ebnf_grammar")
 ONLY_TEXT = "prompts are text alone"
 NO_ADAPTERS = "this server has no adapters"
 NO_LOGITS = "use 'return_logprobs'"
-INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,32 +284,21 @@ def _note(values: dict[str, Any], name: str, value: Any) -> None:
     known = values.get(name)
     if known is None:
         values[name] = value
-    elif value is not None and _only(known) != _only(value):
+    elif value is not None and alone(known) != alone(value):
         refuse(name[:200], "is given twice, with different values")
 
 
 def _sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    text = _only(values.get("sampling_parameters"))
+    text = alone(values.get("sampling_parameters"))
     if text is None or text == "":
         return {}
     name = "sampling_parameters"
     if isinstance(text, str):
-        text = _object(name, text)
+        text = parse_object(text.encode(errors="replace"), what=f"'{name}'")
     if not isinstance(text, dict):
         refuse(name, "must be a JSON object in a string", "invalid_type")
     values[name] = ""
     return {str(key): value for key, value in text.items() if key not in ("text_input", name)}
-
-
-def _object(name: str, text: str) -> dict[str, Any]:
-    return parse_object(text.encode(errors="replace"), what=f"'{name}'")
-
-
-def _only(value: Any) -> Any:
-    """What stands alone in arrays: tensors have them where others have a value."""
-    while isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    return value
 
 
 def _spelled(values: dict[str, Any]) -> dict[str, Any]:
@@ -324,33 +308,7 @@ def _spelled(values: dict[str, Any]) -> dict[str, Any]:
 
 def _spell(name: str, value: Any) -> Any:
     kind = KINDS.get(name)
-    if isinstance(kind, Strings):
-        return [text for text in _list(value) if text != ""]
-    if isinstance(kind, TokenIds):
-        return [_number(item, INTEGER, int) for item in _list(value)]
-    if isinstance(kind, Many):
-        return _list(value)
-    value = _only(value)
-    if isinstance(kind, (Biases, Nested, Tagged)) and isinstance(value, str):
-        return _object(name, value)
-    if isinstance(kind, Integer):
-        return _number(value, INTEGER, int)
-    if isinstance(kind, Number):
-        return _number(value, NUMBER, float)
-    if isinstance(kind, Boolean):
-        words = {"true": True, "false": False}
-        return words.get(value.lower(), value) if isinstance(value, str) else value
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return list(flat(value)) if isinstance(value, list) else [value]
-
-
-def _number(value: Any, spelling: re.Pattern[str], number: Callable[[str], float]) -> Any:
-    """`value`, or the number that it spells."""
-    spelled = isinstance(value, str) and spelling.fullmatch(value)
-    return number(value) if spelled else value
+    return alone(value) if kind is None else Loose(kind).spelled(value, name)
 
 
 def _outputs(inputs: Inputs) -> tuple[str, ...]:

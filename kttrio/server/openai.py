@@ -10,9 +10,16 @@ from typing import Any, Protocol, TypeVar
 
 from quart import Blueprint, Response
 
+from kttrio.server import openai_answers
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
-from kttrio.server.openai_request import parse_chat, parse_text, unknown_model
+from kttrio.server.openai_request import (
+    ChatBody,
+    TextBody,
+    parse_chat,
+    parse_text,
+    unknown_model,
+)
 from kttrio.server.openai_response import (
     ChatStream,
     Head,
@@ -20,9 +27,47 @@ from kttrio.server.openai_response import (
     chat_object,
     text_object,
 )
+from kttrio.server.operations import Operation, Parameter
 from kttrio.server.prompting import prepare_chat, prepare_text
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, new_id
+
+TAG = "OpenAI"
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="The next message of a conversation.",
+        tag=TAG,
+        body=ChatBody,
+        answer=openai_answers.CHAT,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="What follows a text.",
+        tag=TAG,
+        body=TextBody,
+        answer=openai_answers.TEXT,
+        streams=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models",
+        summary="The model that is served.",
+        tag=TAG,
+        answer=openai_answers.MODELS,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{name}",
+        summary="The model of this name.",
+        tag=TAG,
+        answer=openai_answers.MODEL,
+        parameters=(Parameter(name="name", help="of the model"),),
+    ),
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

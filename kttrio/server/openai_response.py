@@ -226,7 +226,7 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "completion_tokens": usage.completion_tokens,
-        "prompt_tokens_details": None,
+        "prompt_tokens_details": {"cached_tokens": 0},  # no request sees another's prompt
         "completion_tokens_details": details,
         "reasoning_tokens": usage.reasoning_tokens,
     }

@@ -50,7 +50,8 @@ async def test_the_golden_answer_is_read_as_it_was_meant(directory, chat):
     model = ServedModel.load(directory, ServerConfig())
     decoder = (await prepared(model, chat)).decoders[0]
     fed = [decoder.feed(event) for event in events(model, chat["answer_ids"])]
-    answer = Answer.of([Delta(text=d) if isinstance(d, str) else d for d in fed if d is not None])
+    deltas = [delta for news in fed for delta in ([Delta(news)] if isinstance(news, str) else news)]
+    answer = Answer.of(deltas)
     asked = chat["name"].split("_")[0]
     thought = THOUGHTS[asked] if THOUGHTS[asked] in chat["answer"] else ""
     assert answer.reasoning == thought

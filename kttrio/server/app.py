@@ -17,7 +17,16 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, openapi, placement, recording, triton, triton_response
+from kttrio.server import (
+    admin,
+    openai,
+    openapi,
+    placement,
+    recording,
+    tokens,
+    triton,
+    triton_response,
+)
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState
@@ -26,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
-PROTOCOLS = (openai, triton, admin, recording, placement)
+PROTOCOLS = (openai, tokens, triton, admin, recording, placement)
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
 SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v2": triton_response.error_body})

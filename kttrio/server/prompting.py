@@ -13,16 +13,18 @@ from typing import TypeVar
 import trio
 
 from kttrio.request import GenerateRequest, ImageInput, SamplingParams
-from kttrio.server.decoding import Decoder
+from kttrio.server.decoding import Decoder, View
 from kttrio.server.errors import BadRequestError
 from kttrio.server.image_memory import Hold
 from kttrio.server.images import Pictures, refusal
-from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
+from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
 from kttrio.server.served_model import ServedModel
+from kttrio.text.chats import ChatFormat
+from kttrio.text.continuation import render_open
 from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.messages import TemplateError
 from kttrio.text.output import OutputPipeline, skipped_ids
-from kttrio.text.reasoning import ReasoningSplitter
+from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
 from kttrio.text.stops import StopStrings
 from kttrio.text.tokenizer import EncodeError
 from kttrio.text.tool_parsers.base import ToolParser, open_parser
@@ -101,6 +103,13 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     )
 
 
+async def chat_ids(model: ServedModel, request: ChatRequest, intake: Intake) -> tuple[int, ...]:
+    """The tokens of a chat's prompt. Raises ApiError."""
+    pictures = await _open_images(model, request, intake)
+    _, plain = await _encoded(intake, lambda: _encode_chat(model, request))
+    return pictures.spread(plain)[0] if pictures else plain
+
+
 async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake) -> Prepared:
     """The sequences of a text completion: `n` for each prompt. Raises ApiError."""
     options = request.options
@@ -119,7 +128,7 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     ]
     return Prepared(
         _sequences(intake, [prompt.ids for prompt in echoed], params, options.n),
-        [Decoder(_pipeline(model, options)) for _ in echoed],
+        [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
         sum(map(len, prompts)),
         echoed,
     )
@@ -147,12 +156,20 @@ def _encode_chat(model: ServedModel, request: ChatRequest) -> tuple[str, tuple[i
             f"The model '{model.name}' has no chat template: use /v1/completions, or start the "
             "server with --chat-template."
         )
-    text = model.template.render(
-        request.messages,
-        tools=request.tools or None,
-        chat_template_kwargs=request.template_kwargs,
-    )
+    text = _render(model.template, request)
     return text, tuple(model.tokenizer.encode(text))
+
+
+def _render(format: ChatFormat, request: ChatRequest) -> str:
+    tools, kwargs = request.tools or None, request.template_kwargs
+    if request.continues:
+        return render_open(format, request.messages, tools=tools, chat_template_kwargs=kwargs)
+    return format.render(
+        request.messages,
+        tools=tools,
+        add_generation_prompt=request.generation_prompt,
+        chat_template_kwargs=kwargs,
+    )
 
 
 async def _open_images(model: ServedModel, request: ChatRequest, intake: Intake) -> Pictures | None:
@@ -263,18 +280,37 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def _chat_decoder(model: ServedModel, request: ChatRequest, prompt: str) -> Decoder:
-    thinks = model.reasoning_format
     calls = model.tool_call_parser if request.tools else None
-    splitter = (
-        ReasoningSplitter(thinks, thinks.start(prompt), calls=calls is not None) if thinks else None
-    )
     pipeline = _pipeline(
         model,
         request.options,
-        splitter=splitter,
+        splitter=_splitter(model, request, prompt),
         tools=open_parser(calls, request.tools) if calls else None,
+        kept_tags=model.reasoning_format.tags if model.reasoning_format else (),
     )
-    return Decoder(pipeline, one_call=not request.parallel_tool_calls)
+    view = replace(_view(model, request.options), reasoning=request.reasoning)
+    return Decoder(pipeline, one_call=not request.parallel_tool_calls, view=view)
+
+
+def _splitter(model: ServedModel, request: ChatRequest, prompt: str) -> ReasoningSplitter | None:
+    """None where all of the output is text for the client."""
+    thinks = model.reasoning_format
+    if thinks is None or request.reasoning is ReasoningView.IN_TEXT:
+        return None
+    start = thinks.start(prompt)
+    if request.continues:
+        if not thinks.is_open(request.messages[-1]["content"]):
+            return None
+        start = ReasoningStart.OPEN
+    return ReasoningSplitter(thinks, start, calls=bool(request.tools))
+
+
+def _view(model: ServedModel, options: Options) -> View:
+    """What the client wants to see beside text, reasoning and calls."""
+    hidden = model.tokenizer.special_ids if options.skip_special_tokens else frozenset()
+    ends = model.end_ids | frozenset(options.stop_token_ids)
+    kept = ends - hidden if options.keep_stop else frozenset()
+    return View(kept_stops=kept, token_ids=options.return_token_ids)
 
 
 def _pipeline(
@@ -283,12 +319,15 @@ def _pipeline(
     *,
     splitter: ReasoningSplitter | None = None,
     tools: ToolParser | None = None,
+    kept_tags: tuple[str, ...] = (),
 ) -> OutputPipeline:
-    kept = splitter.format.tags if splitter else ()
-    skip_ids = skipped_ids(model.tokenizer, kept_tags=kept, calls=tools is not None)
+    skip_ids: frozenset[int] = frozenset()
+    if options.skip_special_tokens:
+        skip_ids = skipped_ids(model.tokenizer, kept_tags=kept_tags, calls=tools is not None)
+    stops = StopStrings(options.stop, include_in_output=options.keep_stop) if options.stop else None
     return OutputPipeline(
         open_detokenizer(model.tokenizer, skip_ids=skip_ids),
-        stops=StopStrings(options.stop) if options.stop else None,
+        stops=stops,
         reasoning=splitter,
         tools=tools,
     )

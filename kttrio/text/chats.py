@@ -28,9 +28,11 @@ class ChatFormat(Protocol):
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt as text, special tokens included. Raises TemplateError."""
+        """The prompt as text, special tokens included, and with `add_generation_prompt` the words
+        that begin an answer. Raises TemplateError."""
         ...
 
 

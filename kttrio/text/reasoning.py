@@ -53,6 +53,10 @@ class ReasoningFormat:
             return ReasoningStart.OPEN
         return ReasoningStart.CLOSED if end.endswith(self.closes) else self.unsaid
 
+    def is_open(self, answer: str) -> bool:
+        """Whether the reasoning that begins in this text of an answer goes on behind it."""
+        return max(map(answer.rfind, self.opens)) > max(map(answer.rfind, self.closes))
+
 
 _DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜DSML｜function_calls>")
 

@@ -27,6 +27,8 @@ from kttrio.server import (
     recording,
     responses,
     tokens,
+    triton,
+    triton_response,
     unserved,
 )
 from kttrio.server.errors import ApiError, ErrorShape, error_body
@@ -36,11 +38,13 @@ from kttrio.server.state import AppState
 logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
-OPEN_PATHS = frozenset({"/health"})
-PROTOCOLS = (openai, responses, anthropic, tokens, admin, recording, placement)
+OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+PROTOCOLS = (openai, responses, anthropic, triton, tokens, admin, recording, placement)
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType(
+    {"/v1/messages": anthropic_response.error_body, "/v2": triton_response.error_body}
+)
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 Guard = Callable[[], Awaitable[None]]

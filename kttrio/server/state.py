@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -15,6 +16,7 @@ from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.served_model import ServedModel
 
 
@@ -78,6 +80,7 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
+    inferences: InferenceCounts = field(default_factory=InferenceCounts)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 
@@ -90,6 +93,14 @@ class AppState:
         finally:
             self.live.discard(completion)
 
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be served just now; None: they are."""
+        if self.draining:
+            return "the server is shutting down"
+        stats = self.engine.stats
+        return None if stats.healthy else stats.error or "the engine is not running"
+
     def begin_drain(self) -> None:
         """Take no new requests; those that run go on."""
         self.draining = True
@@ -99,6 +110,13 @@ class AppState:
         """End every request that still runs with an error: an event in streams, else a 503."""
         for completion in list(self.live):
             completion.fail(ApiError(503, message, code="shutting_down"))
+
+
+def installed_version() -> str:
+    try:
+        return version("kttrio")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
 
 
 def new_id(prefix: str) -> str:

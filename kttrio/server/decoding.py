@@ -17,6 +17,7 @@ from kttrio.text.output import OutputPipeline, Piece, Reasoning
 from kttrio.text.tool_parsers.base import Content, ToolCallStart
 
 HELD = (ReasoningView.AT_ONCE, ReasoningView.HIDDEN)
+CUT_OFF = (FinishReason.LENGTH, FinishReason.ABORT)
 
 PromptLogprobs = tuple[TokenLogprob | None, ...]
 
@@ -108,7 +109,7 @@ class Decoder:
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Sequence[Delta]:
         """Whatever is held back anywhere comes out."""
         stop = self._pipeline.matched_stop
-        cut_off = stop is not None or event.finish is FinishReason.LENGTH
+        cut_off = stop is not None or event.finish in CUT_OFF
         pieces = pieces + self._pipeline.finish(cut_off=cut_off)
         if self._holds_reasoning:
             pieces = self._shown(pieces, last=True)

@@ -24,6 +24,7 @@ def flag(
     others: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     alias: str = "",
+    verbatim: bool = False,
     positional: bool = False,
     least: float | None = None,
     most: float | None = None,
@@ -31,11 +32,12 @@ def flag(
 ) -> Any:
     """A config field with what the command line needs: help text, choices and others that are
     taken but not shown, words that may stand in a number's place, a second spelling, the smallest
-    and largest number that makes sense, and what to do about a refused value. A positional one is
-    given without the flag's name, and must be."""
+    and largest number that makes sense, and what to do about a refused value. The values of a
+    verbatim list are taken as they are, and the flag may come again. A positional one is given
+    without the flag's name, and must be."""
     taken = {"choices": choices, "others": others, "words": words}
     limits = {"least": least, "most": most, "mend": mend}
-    names = {"alias": alias, "positional": positional}
+    names = {"alias": alias, "verbatim": verbatim, "positional": positional}
     return field(default=default, metadata={"help": help} | names | taken | limits)
 
 
@@ -328,7 +330,21 @@ class ServerConfig:
     served_model_name: str | None = flag(
         None, "name in /v1/models and in answers; default: the checkpoint directory's name"
     )
-    api_key: str | None = flag(None, "bearer token that every request but /health must carry")
+    api_key: tuple[str, ...] = flag(
+        (),
+        "key that every request must carry (Authorization: Bearer, or X-Api-Key), but for health "
+        "checks and /metrics; several, or the flag again: any of them; KTTRIO_API_KEY may hold one",
+        verbatim=True,
+    )
+    admin_api_key: str | None = flag(
+        None,
+        "key without which nobody aborts others' requests, records, or reads the settings; "
+        "default, where there is one: any --api-key; KTTRIO_ADMIN_API_KEY may hold it",
+    )
+    allowed_origins: tuple[str, ...] = flag(
+        (), "origins whose web pages may use the server (CORS), or *; default: none"
+    )
+    access_log: bool = flag(True, "a line in the log for each HTTP request, without its content")
     weight_version: str = flag("default", "reported in the metadata of every answer")
     chat_template: Path | None = flag(
         None, "jinja chat template file, instead of the checkpoint's own"

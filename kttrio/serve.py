@@ -25,6 +25,8 @@ from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.grpc_server import GrpcServer
+from kttrio.server.keys import exposure
+from kttrio.server.meter import watch_lag
 from kttrio.server.served_model import ServedModel
 from kttrio.server.serving import Addresses, check_listening, serve_http
 from kttrio.server.state import AppState, Count, Placement, Recording
@@ -212,7 +214,10 @@ class _Server:
         async with trio.open_nursery() as root:
             await root.start(self._watch_signals, root.cancel_scope)
             await root.start(self._run_engine)
+            root.start_soon(watch_lag, self._state.meter)
             addresses = await root.start(self._listen)
+            if (warning := exposure(self._settings.server)) is not None:
+                _log.warning("%s", warning)
             self._face.ready(addresses.url, self._state.model.name, self._facts(addresses))
             await self._closed.wait()
             root.cancel_scope.cancel()

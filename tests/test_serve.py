@@ -254,7 +254,7 @@ async def test_what_loading_raises_comes_through(text: Path) -> None:
 
 
 async def test_nobody_gets_in_without_the_key(text: Path) -> None:
-    async with serving(text, slow_runner(), api_key="sesame") as server:
+    async with serving(text, slow_runner(), api_key=("sesame",)) as server:
         async with server.client() as client:
             with pytest.raises(StatusError) as caught:
                 await client.get_json("/v1/models")

@@ -12,16 +12,23 @@ from kttrio.server.decoding import Answer
 from kttrio.server.prompting import Intake, Prepared
 from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
+from kttrio.server.visits import VISIT
 
 
-def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
-    """What preparing a request of `num_bytes` needs beside it."""
+def open_intake(
+    state: AppState, request_id: str, num_bytes: int, *, rid: str | None = None
+) -> Intake:
+    """What preparing a request of `num_bytes` needs beside it. `rid`: the client's own name for it,
+    by which it can be aborted."""
+    visit = VISIT.get()
+    aliases = [] if visit is None else [visit.id]
     return Intake(
         request_id=request_id,
         num_bytes=num_bytes,
         context_length=state.engine.longest_sequence,
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
+        aliases=(*aliases, *([] if rid is None else [rid])),
     )
 
 
@@ -29,7 +36,7 @@ async def collect(state: AppState, prepared: Prepared) -> tuple[list[Answer], Co
     """Run a request that is answered as a whole: an answer for each choice, and whoever knows its
     usage. A client that leaves cancels it. Raises ApiError."""
     collector = Collector(len(prepared.requests))
-    completion = Completion(prepared, collector)
+    completion = Completion(prepared, collector, state.meter)
     with state.track(completion):
         async with completion.open(state.engine):
             return await collector.answers(), completion
@@ -43,7 +50,7 @@ def stream(
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
         events = sse.EventStream(connection, chunked=scope["http_version"] == "1.1")
-        completion = Completion(prepared, listen(events))
+        completion = Completion(prepared, listen(events), state.meter)
         with state.track(completion):
             async with completion.open(state.engine):
                 await events.run(send, state.config.stream_keepalive_seconds)

@@ -14,6 +14,8 @@ from kttrio.request import FinishReason, TokenEvent, TokenLogprob
 from kttrio.text.output import OutputPipeline, Piece, Reasoning
 from kttrio.text.tool_parsers.base import Content, ToolCallStart
 
+CUT_OFF = (FinishReason.LENGTH, FinishReason.ABORT)
+
 PromptLogprobs = tuple[TokenLogprob | None, ...]
 
 
@@ -81,7 +83,7 @@ class Decoder:
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Delta:
         """Whatever is held back anywhere comes out."""
         stop = self._pipeline.matched_stop
-        cut_off = stop is not None or event.finish is FinishReason.LENGTH
+        cut_off = stop is not None or event.finish in CUT_OFF
         delta = self._delta(pieces + self._pipeline.finish(cut_off=cut_off), event)
         stop = self._pipeline.matched_stop  # the held-back end may complete one
         if delta.finish is not None:

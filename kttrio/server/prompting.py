@@ -7,7 +7,8 @@ Long bodies are read, rendered and encoded in a worker thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import TypeVar
 
 import trio
@@ -50,6 +51,9 @@ class Intake:
     """As many as an idle engine takes at once."""
     seed: int
     """For a request that has none of its own."""
+    aliases: tuple[str, ...] = ()
+    """What the client calls it, beside `request_id`."""
+    arrived: float = field(default_factory=perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class EchoedPrompt:
 class Prepared:
     """A request's sequences with their decoders, one by one. Choice i is sequence i."""
 
+    intake: Intake
     requests: Sequence[GenerateRequest]
     decoders: Sequence[Decoder]
     num_prompt_tokens: int
@@ -93,6 +98,7 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     params = sampling(model, options, intake, max_tokens=max_tokens)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
     return Prepared(
+        intake,
         _sequences(intake, [ids] * options.n, params, options.n, images),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
@@ -118,6 +124,7 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
         for _ in range(options.n)
     ]
     return Prepared(
+        intake,
         _sequences(intake, [prompt.ids for prompt in echoed], params, options.n),
         [Decoder(_pipeline(model, options)) for _ in echoed],
         sum(map(len, prompts)),

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -14,7 +15,9 @@ from kttrio.config import ServerConfig
 from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.errors import ApiError
+from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
+from kttrio.server.visits import VISIT
 
 
 class Recording(Protocol):
@@ -75,17 +78,41 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
+    meter: Meter = field(default_factory=Meter)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 
     @contextmanager
     def track(self, completion: Completion) -> Iterator[None]:
-        """Know `completion` for as long as the block lasts."""
+        """Know `completion` for as long as the block lasts, and count what came of it."""
         self.live.add(completion)
         try:
             yield
         finally:
             self.live.discard(completion)
+            if completion.was_taken:
+                self._note_end(completion)
+
+    def _note_end(self, completion: Completion) -> None:
+        usage, ends = completion.usage, completion.ends
+        self.meter.note_request(
+            seconds=completion.seconds,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            ends=ends,
+        )
+        if (visit := VISIT.get()) is not None:
+            visit.outcome = (
+                f"prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens} "
+                f"finish={','.join(sorted(set(ends)))}"
+            )
+
+    def abort(self, name: str | None) -> int:
+        """End the requests of this name, or all, with what they have; how many they were."""
+        named = [one for one in self.live if name is None or name in one.names]
+        for completion in named:
+            completion.abort()
+        return len(named)
 
     def begin_drain(self) -> None:
         """Take no new requests; those that run go on."""
@@ -96,6 +123,13 @@ class AppState:
         """End every request that still runs with an error: an event in streams, else a 503."""
         for completion in list(self.live):
             completion.fail(ApiError(503, message, code="shutting_down"))
+
+
+def installed_version() -> str:
+    try:
+        return version("kttrio")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
 
 
 def new_id(prefix: str) -> str:

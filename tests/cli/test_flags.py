@@ -61,7 +61,7 @@ def test_values_arrive_in_their_type_and_record() -> None:
     assert model.model == Path("/m")
     assert experts.kt_numa_nodes == (0, 1)
     assert engine == EngineConfig(mem_fraction_static=0.5, max_total_tokens=4096)
-    assert server == ServerConfig(port=0, api_key="secret")
+    assert server == ServerConfig(port=0, api_key=("secret",))
 
 
 @pytest.mark.parametrize("given", ["0,1", "0, 1", "0 1", "0, 1,", "0,1 2"])

@@ -1,0 +1,72 @@
+"""Routes for operators alone: what concerns the whole server, or the requests of other people.
+With `--admin-api-key` they take no other key. Named as SGLang names them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import trio
+from quart import Blueprint, Response, request
+
+from kttrio.server import records
+from kttrio.server.errors import BadRequestError
+from kttrio.server.fields import parse_object
+from kttrio.server.kinds import Boolean, Text
+from kttrio.server.records import given
+from kttrio.server.replies import json_response
+from kttrio.server.state import AppState, installed_version
+
+
+@dataclass(frozen=True, slots=True)
+class AbortBody:
+    """The body of /abort_request."""
+
+    rid: str | None = given(
+        Text(least=1),
+        "the request's X-Request-Id, the id of its answer, or the rid that it was sent with",
+    )
+    abort_all: bool = given(Boolean(), "abort every request", default=False)
+
+
+def blueprint(state: AppState) -> Blueprint:
+    """The routes over one server's state."""
+    routes = Blueprint("control", __name__)
+
+    @routes.post("/abort_request")
+    async def abort_request() -> Response:
+        """End requests with what they have. One that is not there, or not any more, is no error:
+        it may have ended a moment ago."""
+        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        asked = records.read(AbortBody, parse_object(body).values)
+        if asked.rid is None and not asked.abort_all:
+            raise BadRequestError("Name the request by 'rid', or set 'abort_all'.", "rid")
+        return json_response({"aborted": state.abort(None if asked.abort_all else asked.rid)})
+
+    @routes.route("/flush_cache", methods=["GET", "POST"])
+    async def flush_cache() -> Response:
+        """Nothing to do: every prompt is computed anew, whatever came before it."""
+        message = "No prefixes are kept between requests: there is nothing to flush."
+        return json_response({"success": True, "message": message})
+
+    @routes.get("/get_server_info")
+    @routes.get("/server_info")
+    async def server_info() -> Response:
+        counts = {} if state.count is None else await trio.to_thread.run_sync(state.count)
+        return json_response(_info(state, counts))
+
+    return routes
+
+
+def _info(state: AppState, counts: Any) -> dict[str, Any]:
+    return {
+        **state.settings,
+        **counts,
+        "model": state.model.name,
+        "version": installed_version(),
+        "context_length": state.engine.longest_sequence,
+        "weight_version": state.config.weight_version,
+        "draining": state.draining,
+        "live_requests": len(state.live),
+        "engine": asdict(state.engine.stats),
+    }

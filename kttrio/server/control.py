@@ -10,8 +10,8 @@ import trio
 from quart import Blueprint, Response, request
 
 from kttrio.server import records
+from kttrio.server.bodies import parse_object
 from kttrio.server.errors import BadRequestError
-from kttrio.server.fields import parse_object
 from kttrio.server.kinds import Boolean, Text
 from kttrio.server.records import given
 from kttrio.server.replies import json_response

@@ -43,13 +43,19 @@ async def collect(state: AppState, prepared: Prepared) -> tuple[list[Answer], Co
 
 
 def stream(
-    state: AppState, prepared: Prepared, listen: Callable[[sse.EventStream], Listener]
+    state: AppState,
+    prepared: Prepared,
+    listen: Callable[[sse.EventStream], Listener],
+    *,
+    patient: bool = False,
 ) -> LiveResponse:
-    """A response whose events the engine's fan-out pushes; its task waits for their end."""
+    """A response whose events the engine's fan-out pushes; its task waits for their end. `patient`:
+    it begins with the first event, and what fails before is an HTTP error."""
 
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
-        events = sse.EventStream(connection, chunked=scope["http_version"] == "1.1")
+        chunked = scope["http_version"] == "1.1"
+        events = sse.EventStream(connection, chunked=chunked, patient=patient)
         completion = Completion(prepared, listen(events), state.meter)
         with state.track(completion):
             async with completion.open(state.engine):

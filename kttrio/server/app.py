@@ -16,7 +16,16 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from kttrio.config import ServerConfig
-from kttrio.server import admin, control, metrics, openai, placement, recording
+from kttrio.server import (
+    admin,
+    control,
+    metrics,
+    openai,
+    placement,
+    recording,
+    triton,
+    triton_response,
+)
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
@@ -30,7 +39,7 @@ BODY_SECONDS = 30
 OPERATORS = frozenset({"control", "recording", "placement"})
 """Blueprints whose routes need the admin key, if there is one."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v2": triton_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 
@@ -71,6 +80,7 @@ def build_app(state: AppState) -> QuartTrio:
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
     app.register_blueprint(openai.blueprint(state))
+    app.register_blueprint(triton.blueprint(state))
     app.register_blueprint(admin.blueprint(state))
     app.register_blueprint(control.blueprint(state))
     app.register_blueprint(metrics.blueprint(state))

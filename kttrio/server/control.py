@@ -38,7 +38,7 @@ def blueprint(state: AppState) -> Blueprint:
         """End requests with what they have. One that is not there, or not any more, is no error:
         it may have ended a moment ago."""
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-        asked = records.read(AbortBody, parse_object(body).values)
+        asked = records.read(AbortBody, parse_object(body))
         if asked.rid is None and not asked.abort_all:
             raise BadRequestError("Name the request by 'rid', or set 'abort_all'.", "rid")
         return json_response({"aborted": state.abort(None if asked.abort_all else asked.rid)})

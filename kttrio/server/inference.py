@@ -1,5 +1,5 @@
-"""Inference as KServe v2 and Triton's LLM backends know it: one model with named tensors in and out,
-what it tells about itself, and how an answer becomes tensors.
+"""Inference as KServe v2 and Triton's LLM backends know it: a model with named tensors in and out,
+what it tells of itself, and how an answer becomes tensors.
 
 The same over HTTP and gRPC: descriptions are plain values under the names that the protocol's JSON
 has. Inputs are read in inference_request.py.
@@ -20,7 +20,7 @@ from kttrio.server.inference_counts import Timing
 from kttrio.server.inference_request import OUTPUTS, SPECS, Asked, TensorSpec
 from kttrio.server.openai_response import LEAST_LOGPROB
 from kttrio.server.prompting import Prepared, prepare_text
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState, installed_version, new_id
 from kttrio.server.tensors import BYTES, Tensor, vector
 from kttrio.text.tokenizer import Tokenizer
 
@@ -42,8 +42,8 @@ RUNNING = "None"
 # What the server and its model tell of themselves.
 
 
-def server_metadata(server_version: str) -> dict[str, Any]:
-    return {"name": "kttrio", "version": server_version, "extensions": list(EXTENSIONS)}
+def server_metadata() -> dict[str, Any]:
+    return {"name": "kttrio", "version": installed_version(), "extensions": list(EXTENSIONS)}
 
 
 def check_model(state: AppState, name: str, version: str = "") -> None:
@@ -103,9 +103,11 @@ def repository_index(state: AppState, *, only_ready: bool) -> list[dict[str, Any
     trouble = state.trouble
     if trouble is not None and only_ready:
         return []
-    told = {"state": "READY", "reason": ""} if trouble is None else {
-        "state": "UNAVAILABLE", "reason": trouble
-    }
+    told = (
+        {"state": "READY", "reason": ""}
+        if trouble is None
+        else {"state": "UNAVAILABLE", "reason": trouble}
+    )
     return [{"name": state.model.name, "version": VERSION, **told}]
 
 
@@ -172,9 +174,7 @@ class Inference:
 
     def _respond(self, rows: Sequence[Row]) -> list[Tensor]:
         told = [tally.num_tokens for tally in self._tallies]
-        for tally, row, decoder in zip(
-            self._tallies, rows, self.prepared.decoders, strict=True
-        ):
+        for tally, row, decoder in zip(self._tallies, rows, self.prepared.decoders, strict=True):
             tally.num_tokens = decoder.num_tokens
             tally.logprob += sum(_finite(score.logprob) for score in row.scores)
         return [self._output(name, rows, told) for name in self.asked.outputs]

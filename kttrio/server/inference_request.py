@@ -7,13 +7,13 @@ boolean in a string. How either arrives is not known here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from kttrio.server.bodies import parse_object
 from kttrio.server.errors import BadRequestError
 from kttrio.server.kinds import (
     Boolean,
@@ -36,6 +36,7 @@ from kttrio.server.openai_sampling import (
     TokenIds,
     sampling_options,
 )
+from kttrio.server.prompting import DEFAULT_TEXT_TOKENS
 from kttrio.server.records import Nested, Stance, given, ignored, read, refused
 from kttrio.server.requests import Options, TextRequest
 from kttrio.server.tensors import BYTES, Tensor, flat
@@ -67,7 +68,9 @@ class Inputs(GuidedFields):
 
     text_input: str = given(Text(), "the prompt, as it is: no chat template", required=True)
     stream: bool = given(Boolean(), "an answer in pieces, where it can be", default=False)
-    max_tokens: int = given(Integer(0), "most tokens of the answer", default=16)
+    max_tokens: int | None = given(
+        Integer(0), f"most tokens of the answer; without it {DEFAULT_TEXT_TOKENS}"
+    )
     logprobs: int | None = given(Integer(0, MAX_LOGPROBS), "best tokens in the output 'logprobs'")
     seed: int | None = given(Integer(-(2**63), UINT64_MAX), "the same seed, the same answer")
     sampling_parameters: str | None = given(
@@ -122,7 +125,7 @@ class Inputs(GuidedFields):
     use_draft_logits: None = refused("the server makes its drafts itself")
     sequence_id: None = refused("no request remembers another one")
 
-    return_token_ids: None = refused("the outputs are text")
+    return_token_ids: None = refused("the outputs are text")  # type: ignore[assignment]
     len_penalty: None = refused("it belongs to beam search", harmless=(1,))
 
     pad_id: None = ignored("nothing is padded")
@@ -166,8 +169,7 @@ SCORED = frozenset({"cumulative_logprob", "logprobs", "cum_log_probs", "output_l
 """Outputs that need log-probabilities."""
 
 
-def input_specs() -> Iterator[TensorSpec]:
-    """The inputs that are served."""
+def _input_specs() -> Iterator[TensorSpec]:
     for one in fields(Inputs):
         told = one.metadata
         if told["stance"] is Stance.DONE:
@@ -185,7 +187,10 @@ def _datatype(name: str, kind: Kind) -> str:
     return words.get(type(kind), BYTES)
 
 
-SPECS: Mapping[str, TensorSpec] = MappingProxyType({spec.name: spec for spec in input_specs()})
+SPECS: Mapping[str, TensorSpec] = MappingProxyType(
+    {spec.name: spec for spec in sorted(_input_specs(), key=lambda spec: spec.optional)}
+)
+"""The inputs that are served; those that must be given come first."""
 KNOWN = frozenset(one.name for one in fields(Inputs))
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {one.name: one.metadata["kind"] for one in fields(Inputs) if "kind" in one.metadata}
@@ -210,17 +215,17 @@ def ask_tensors(
     inputs: Sequence[Tensor],
     parameters: Mapping[str, Any],
     *,
-    outputs: Sequence[str] | None,
+    outputs: Sequence[str] | None = None,
     vocab_size: int,
 ) -> Asked:
-    """The request that tensors make, beside parameters that may stand for more of them. `outputs`
-    None: those that flags ask for. Raises BadRequestError."""
+    """The request that tensors make, beside parameters that may stand for more of them. Raises
+    BadRequestError."""
     values: dict[str, Any] = {}
     for tensor in inputs:
-        _note(values, tensor.name, _value(tensor))
-    for name, value in parameters.items():
-        _note(values, name, value)
-    return ask(values, outputs=outputs, vocab_size=vocab_size)
+        if tensor.name in values:
+            refuse(tensor.name[:200], "is given twice")
+        values[tensor.name] = _value(tensor)
+    return ask([values, parameters], outputs=outputs, vocab_size=vocab_size)
 
 
 def _value(tensor: Tensor) -> list[Any]:
@@ -247,10 +252,16 @@ def _fits(given_type: str, wanted: str) -> bool:
     return whole or (wanted == "FP32" and given_type.startswith("FP"))
 
 
-def ask(values: Mapping[str, Any], *, outputs: Sequence[str] | None, vocab_size: int) -> Asked:
-    """The request that named values make. Raises BadRequestError."""
+def ask(
+    sources: Sequence[Mapping[str, Any]],
+    *,
+    outputs: Sequence[str] | None = None,
+    vocab_size: int,
+) -> Asked:
+    """The request that named values make, wherever they stand. `outputs`: by name, in order; None:
+    the text, and those that flags ask for. Raises BadRequestError."""
     try:
-        inputs = read(Inputs, _spelled(_gathered(values)))
+        inputs = read(Inputs, _spelled(_gathered(sources)))
     except RecursionError:
         raise BadRequestError("An input is nested too deeply.") from None
     named = _outputs(inputs) if outputs is None else _checked(outputs)
@@ -261,25 +272,24 @@ def ask(values: Mapping[str, Any], *, outputs: Sequence[str] | None, vocab_size:
     return Asked(request, inputs.text_input if echoes else "", named)
 
 
-def _gathered(values: Mapping[str, Any]) -> dict[str, Any]:
-    """All values under the names that the fields have, from wherever they stand."""
+def _gathered(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All values under the names that the fields have."""
     gathered: dict[str, Any] = {}
-    for name, value in values.items():
+    for name, value in (pair for source in sources for pair in source.items()):
         _note(gathered, name.removeprefix(PREFIX), value)
     for name, value in _sampling_parameters(gathered).items():
         _note(gathered, name, value)
     for alias, name in ALIASES.items():
-        if (value := gathered.get(alias)) is not None:
-            _note(gathered, name, value)
-    return gathered
+        _note(gathered, name, gathered.get(alias))
+    return {name: value for name, value in gathered.items() if value is not None}
 
 
 def _note(values: dict[str, Any], name: str, value: Any) -> None:
     """Two names for one thing, or two places, must say the same."""
     known = values.get(name)
-    if known is None or _only(known) == _only(value):
+    if known is None:
         values[name] = value
-    elif value is not None:
+    elif value is not None and _only(known) != _only(value):
         refuse(name[:200], "is given twice, with different values")
 
 
@@ -289,18 +299,15 @@ def _sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
         return {}
     name = "sampling_parameters"
     if isinstance(text, str):
-        text = _json(name, text)
+        text = _object(name, text)
     if not isinstance(text, dict):
-        refuse(name, "must be a JSON object in a string")
+        refuse(name, "must be a JSON object in a string", "invalid_type")
     values[name] = ""
     return {str(key): value for key, value in text.items() if key not in ("text_input", name)}
 
 
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=str)
-    except (ValueError, RecursionError) as error:
-        refuse(name, f"is not valid JSON: {error!s:.200}")
+def _object(name: str, text: str) -> dict[str, Any]:
+    return parse_object(text.encode(errors="replace"), what=f"'{name}'")
 
 
 def _only(value: Any) -> Any:
@@ -321,11 +328,11 @@ def _spell(name: str, value: Any) -> Any:
         return [text for text in _list(value) if text != ""]
     if isinstance(kind, TokenIds):
         return [_number(item, INTEGER, int) for item in _list(value)]
-    if isinstance(kind, Many) and isinstance(value, list):
+    if isinstance(kind, Many):
         return _list(value)
     value = _only(value)
-    if isinstance(kind, (Biases, Many, Nested, Tagged)) and isinstance(value, str):
-        return _json(name, value)
+    if isinstance(kind, (Biases, Nested, Tagged)) and isinstance(value, str):
+        return _object(name, value)
     if isinstance(kind, Integer):
         return _number(value, INTEGER, int)
     if isinstance(kind, Number):
@@ -373,9 +380,9 @@ def _options(inputs: Inputs, outputs: tuple[str, ...], vocab_size: int) -> Optio
         logprobs=scores,
         form=_form(inputs),
         ignore_eos=options.ignore_eos or ends == -1,
-        stop_token_ids=options.stop_token_ids if ends in (None, -1) else (
-            *options.stop_token_ids, ends
-        ),
+        stop_token_ids=options.stop_token_ids
+        if ends in (None, -1)
+        else (*options.stop_token_ids, ends),
     )
 
 

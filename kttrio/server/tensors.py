@@ -102,12 +102,16 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: list[Any])
 
 
 def flat(data: list[Any]) -> Iterator[Any]:
-    """The elements of nested arrays, in order."""
-    for value in data:
-        if isinstance(value, list):
-            yield from flat(value)
-        else:
+    """The elements of nested arrays, in order, however deep they are."""
+    waiting = [iter(data)]
+    while waiting:
+        for value in waiting[-1]:
+            if isinstance(value, list):
+                waiting.append(iter(value))
+                break
             yield value
+        else:
+            waiting.pop()
 
 
 def _element(name: str, datatype: str, value: Any) -> Any:

@@ -190,7 +190,6 @@ class Stream:
         """Wait until nothing waits. A client that takes nothing for the write timeout loses the
         stream."""
         while self._unsent:
-            self._moved = trio.Event()
             limit = self._session.write_timeout
             with trio.move_on_after(limit) as deadline:
                 await self._moved.wait()
@@ -203,7 +202,7 @@ class Stream:
         """Take what one frame holds from what waits."""
         data = bytes(self._unsent[:most])
         del self._unsent[:most]
-        self._moved.set()
+        self._note_move()
         return data
 
     def take_trailers(self) -> Headers | None:
@@ -221,8 +220,12 @@ class Stream:
         """The stream is gone: cancel what runs for it."""
         self._sending = self._arriving = False
         self._unsent.clear()
-        self._moved.set()
+        self._note_move()
         self.scope.cancel()
+
+    def _note_move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
 
 
 class Session:

@@ -22,6 +22,7 @@ def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
         context_length=state.engine.longest_sequence,
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
+        constraints=state.constraints,
     )
 
 

@@ -77,10 +77,11 @@ class Choice:
             if event.finish in FAILURES:
                 self._completion.fail(_engine_failure(event))
                 return
-            delta = self._decoder.feed(event)
-            if isinstance(delta, str):
-                self._listener.on_text(self._index, delta)
-            elif delta is not None:
+            news = self._decoder.feed(event)
+            if isinstance(news, str):
+                self._listener.on_text(self._index, news)
+                return
+            for delta in news:
                 self._tell(delta)
         except Exception:
             logger.exception("an answer could not be made from the model's tokens")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol, TypeVar
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from kttrio.server.answering import collect, open_intake, stream
-from kttrio.server.fields import Fields, parse_object
+from kttrio.server.bodies import read_body
 from kttrio.server.openai_request import parse_chat, parse_text, unknown_model
 from kttrio.server.openai_response import (
     ChatStream,
@@ -20,7 +20,7 @@ from kttrio.server.openai_response import (
     chat_object,
     text_object,
 )
-from kttrio.server.prompting import off_loop, prepare_chat, prepare_text
+from kttrio.server.prompting import prepare_chat, prepare_text
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, new_id
 
@@ -31,7 +31,7 @@ T_co = TypeVar("T_co", covariant=True)
 class Parse(Protocol[T_co]):
     """One of openai_request.py's readers of bodies."""
 
-    def __call__(self, fields: Fields, *, model: str, vocab_size: int) -> T_co: ...
+    def __call__(self, value: dict[str, Any], *, model: str, vocab_size: int) -> T_co: ...
 
 
 def blueprint(state: AppState) -> Blueprint:
@@ -70,7 +70,7 @@ def _model_fields(state: AppState) -> dict[str, Any]:
 
 
 async def _chat(state: AppState) -> Response:
-    asked, num_bytes = await _read_body(parse_chat, state)
+    asked, num_bytes = await _read(parse_chat, state)
     model = state.model
     head = Head(new_id("chatcmpl"), int(time.time()), model.name)
     prepared = await prepare_chat(model, asked, open_intake(state, head.id, num_bytes))
@@ -94,7 +94,7 @@ async def _chat(state: AppState) -> Response:
 
 
 async def _text(state: AppState) -> Response:
-    asked, num_bytes = await _read_body(parse_text, state)
+    asked, num_bytes = await _read(parse_text, state)
     model = state.model
     head = Head(new_id("cmpl"), int(time.time()), model.name)
     prepared = await prepare_text(model, asked, open_intake(state, head.id, num_bytes))
@@ -121,13 +121,9 @@ async def _text(state: AppState) -> Response:
     )
 
 
-async def _read_body(parse: Parse[T], state: AppState) -> tuple[T, int]:
-    """The request, whatever its content type says, and the length of its body in bytes."""
-    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+async def _read(parse: Parse[T], state: AppState) -> tuple[T, int]:
+    """The request and the length of its body in bytes."""
     model = state.model
-
-    def read() -> T:
-        fields = parse_object(body)
-        return parse(fields, model=model.name, vocab_size=model.tokenizer.vocab_size)
-
-    return await off_loop(len(body), read), len(body)
+    return await read_body(
+        lambda value: parse(value, model=model.name, vocab_size=model.tokenizer.vocab_size)
+    )

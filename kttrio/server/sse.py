@@ -49,6 +49,23 @@ class EventTemplate:
         return (self._prefix + encode_basestring(text) + self._suffix).encode(errors="replace")
 
 
+class NumberedTemplate:
+    """An event of which a number changes, and behind it a string."""
+
+    def __init__(self, value: object, *, number: str, text: str, name: str) -> None:
+        """`number` and `text`: the strings in `value` that mark the places, and occur nowhere
+        else."""
+        prefix, rest = event(value, name).decode().split(json.dumps(number))
+        middle, suffix = rest.split(json.dumps(text))
+        self._prefix = prefix
+        self._middle = middle
+        self._suffix = suffix
+
+    def fill(self, text: str, number: int) -> bytes:
+        filled = f"{self._prefix}{number}{self._middle}{encode_basestring(text)}{self._suffix}"
+        return filled.encode(errors="replace")
+
+
 class EventStream:
     """The response body of one streaming request."""
 

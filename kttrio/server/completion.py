@@ -74,12 +74,13 @@ class Choice:
         if self.finished:
             return
         try:
-            if event.finish in FAILURES:
+            if event.finish is not None and event.finish in FAILURES:
                 self._completion.fail(_engine_failure(event))
                 return
             news = self._decoder.feed(event)
             if isinstance(news, str):
-                self._listener.on_text(self._index, news)
+                if news:
+                    self._listener.on_text(self._index, news)
                 return
             for delta in news:
                 self._tell(delta)

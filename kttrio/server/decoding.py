@@ -58,27 +58,26 @@ class Decoder:
         return self._pipeline.num_reasoning_tokens
 
     def feed(self, event: TokenEvent) -> Sequence[Delta] | str:
-        """What the event adds: nothing but text comes as a string. More than one delta only where
-        text follows a call."""
+        """What the event adds: nothing but text, or nothing yet, comes as a string. More than one
+        delta only where text follows a call."""
         token, finish, score, prompt_scores, _, accepted, rejected = event
-        pieces: list[Piece] = []
+        found: list[Piece] | str = ""
         if token is not None:
             self.num_tokens += 1
             self.num_accepted += accepted
             self.num_rejected += rejected
             if finish is not FinishReason.STOP:
-                pieces = self._pipeline.push(token)
+                found = self._pipeline.push(token)
         if score is not None:
             self._scores.append(score)
-        if finish is not None or self._pipeline.matched_stop is not None:
-            return self._last(pieces, event)
-        if not pieces and prompt_scores is None:
-            return ()
-        if len(pieces) == 1 and not self._scores and prompt_scores is None:
-            piece = pieces[0]
-            if isinstance(piece, Content):
-                return piece.text
-        return self._deltas(pieces, event)
+        ends = finish is not None or self._pipeline.matched_stop is not None
+        if isinstance(found, str):
+            if not (ends or prompt_scores or (found and self._scores)):
+                return found
+            found = [Content(found)] if found else []
+        if ends:
+            return self._last(found, event)
+        return self._deltas(found, event)
 
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Sequence[Delta]:
         """Whatever is held back anywhere comes out."""

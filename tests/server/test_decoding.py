@@ -55,7 +55,7 @@ def test_half_a_character_is_nothing_yet(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ÿ")
     assert len(ids) == 2
     one = decoder(tokenizer)
-    assert one.feed(TokenEvent(ids[0])) == ()
+    assert one.feed(TokenEvent(ids[0])) == ""
     assert one.feed(TokenEvent(ids[1])) == "ÿ"
     cut = feed_all(decoder(tokenizer), ids[:1], LENGTH)
     assert cut == [Delta("\ufffd", finish="length", calls=[], logprobs=[])]

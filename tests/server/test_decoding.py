@@ -40,7 +40,7 @@ def feed_all(
     for i, token in enumerate(ids):
         score = TokenLogprob(token, -1.0) if scores else None
         news = decoder.feed(TokenEvent(token, finish if i == len(ids) - 1 else None, score))
-        deltas += [Delta(news)] if isinstance(news, str) else news
+        deltas += [Delta(news)] * bool(news) if isinstance(news, str) else news
         if deltas and deltas[-1].finish:
             break
     return deltas

@@ -93,9 +93,7 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     pictures = await _open_images(model, request, intake)
     text, plain = await _encoded(intake, lambda: _encode_chat(model, request))
     ids, starts = pictures.spread(plain) if pictures else (plain, ())
-    max_tokens = options.max_tokens
-    if max_tokens is None:
-        max_tokens = max(intake.context_length - len(ids), 1)
+    max_tokens = _most_tokens(options, len(ids), intake)
     check_length(len(ids), max_tokens, intake.context_length)
     params = sampling(model, options, intake, max_tokens=max_tokens)
     constraints = await chat_constraints(model, request, text, intake.constraints)
@@ -141,6 +139,13 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
         sum(map(len, prompts)),
         echoed,
     )
+
+
+def _most_tokens(options: Options, num_prompt_tokens: int, intake: Intake) -> int:
+    room = max(intake.context_length - num_prompt_tokens, 1)
+    if options.max_tokens is None:
+        return room
+    return min(options.max_tokens, room) if options.fit_context else options.max_tokens
 
 
 async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:

@@ -69,10 +69,14 @@ class NumberedTemplate:
 class EventStream:
     """The response body of one streaming request."""
 
-    def __init__(self, connection: Connection, *, chunked: bool) -> None:
-        """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection."""
+    def __init__(
+        self, connection: Connection, *, chunked: bool, keep_alive: bytes = KEEP_ALIVE
+    ) -> None:
+        """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection. `keep_alive`:
+        what a silent stream carries."""
         self._connection = connection
         self._chunked = chunked
+        self._keep_alive = keep_alive
         self._held: list[bytes] | None = []
         self._ended = False
         self._attention = trio.Event()
@@ -109,7 +113,7 @@ class EventStream:
                 continue
             remaining = keep_alive_seconds - (perf_counter() - self._last_put)
             if remaining <= 0:
-                self.put(KEEP_ALIVE)
+                self.put(self._keep_alive)
                 continue
             self._attention = trio.Event()
             with trio.move_on_after(remaining):

@@ -240,6 +240,14 @@ async def test_names_that_mean_the_served_model(name: str | None) -> None:
         assert (await whole(front, model=name, max_tokens=1))["model"] == MODEL
 
 
+async def test_a_thread_is_refused_so_that_the_client_goes_on_without_it() -> None:
+    async with running_front() as front:
+        reply = await ask(front, thread={"type": "create"})
+        assert error_of(reply, 400)[0] == "invalid_request_error"
+        details = reply.json()["error"]["details"]
+        assert details == {"error_code": "thread_unsupported_request"}
+
+
 async def test_an_unknown_model_is_not_found() -> None:
     async with running_front() as front:
         kind, said = error_of(await ask(front, model="gpt-5"), 404)

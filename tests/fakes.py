@@ -96,6 +96,10 @@ class RuledConstraint:
     def advance(self, token: int) -> None:
         self.outputs = (*self.outputs, token)
 
+    def anew(self) -> RuledConstraint:
+        """The same for another answer."""
+        return RuledConstraint(self._rule)
+
 
 class PlanError(AssertionError):
     """The engine broke the contract of `StepPlan`."""

@@ -26,6 +26,7 @@ from kttrio.server import (
     tokens,
     triton,
     triton_response,
+    unserved,
 )
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
@@ -113,7 +114,7 @@ async def _answer_api_error(error: ApiError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     """What quart itself refuses: unknown paths and methods, bodies too large or too slow."""
     messages = {
-        404: f"There is no {request.path[:200]} here.",
+        404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
         408: f"The request body did not arrive within {BODY_SECONDS} s.",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
@@ -126,6 +127,11 @@ async def _answer_http_error(error: HTTPException) -> Response:
         if name == "Allow":
             response.headers[name] = value
     return response
+
+
+def _nothing_at(path: str) -> str:
+    known = unserved.reason(path)
+    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
 
 
 async def _answer_failure(error: Exception) -> Response:

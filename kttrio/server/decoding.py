@@ -138,7 +138,7 @@ class Decoder:
         scores, self._scores = self._scores, []
         ids, self._ids = self._ids, []
         deltas[0] = deltas[0]._replace(
-            logprobs=scores, prompt_logprobs=event.prompt_logprobs, token_ids=ids
+            logprobs=scores, prompt_logprobs=event.prompt_logprobs, token_ids=ids or ()
         )
         return deltas
 

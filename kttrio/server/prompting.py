@@ -1,7 +1,8 @@
 """From a checked request to sequences: the chat template, token ids, sampling, the context check.
 
 All of it happens before the first byte of an answer, so that a refusal is a real HTTP error.
-Long bodies are read, rendered and encoded in a worker thread.
+Long bodies are read, rendered and encoded in a worker thread. What holds an answer to a form is
+made in forms.py.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TypeVar
 import trio
 
 from kttrio.request import GenerateRequest, ImageInput, SamplingParams
+from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Decoder, View
 from kttrio.server.errors import BadRequestError
+from kttrio.server.forms import chat_constraints, held_to, text_constraints
 from kttrio.server.image_memory import Hold
 from kttrio.server.images import Pictures, refusal
 from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
@@ -52,6 +55,8 @@ class Intake:
     """As many as an idle engine takes at once."""
     seed: int
     """For a request that has none of its own."""
+    constraints: Constraints
+    """Where answers are held to a form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +98,11 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
         max_tokens = max(intake.context_length - len(ids), 1)
     check_length(len(ids), max_tokens, intake.context_length)
     params = sampling(model, options, intake, max_tokens=max_tokens)
+    constraints = await chat_constraints(model, request, text, intake.constraints)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
+    sequences = _sequences(intake, [ids] * options.n, params, options.n, images)
     return Prepared(
-        _sequences(intake, [ids] * options.n, params, options.n, images),
+        held_to(constraints, sequences),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
         [EchoedPrompt(ids, "")] * options.n,
@@ -126,8 +133,10 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
         for prompt, ids in zip(request.prompts, prompts, strict=True)
         for _ in range(options.n)
     ]
+    sequences = _sequences(intake, [prompt.ids for prompt in echoed], params, options.n)
+    constraints = await text_constraints(model, options, intake.constraints, count=len(echoed))
     return Prepared(
-        _sequences(intake, [prompt.ids for prompt in echoed], params, options.n),
+        held_to(constraints, sequences),
         [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
         sum(map(len, prompts)),
         echoed,
@@ -297,12 +306,11 @@ def _splitter(model: ServedModel, request: ChatRequest, prompt: str) -> Reasonin
     thinks = model.reasoning_format
     if thinks is None or request.reasoning is ReasoningView.IN_TEXT:
         return None
-    start = thinks.start(prompt)
-    if request.continues:
-        if not thinks.is_open(request.messages[-1]["content"]):
-            return None
-        start = ReasoningStart.OPEN
-    return ReasoningSplitter(thinks, start, calls=bool(request.tools))
+    start = thinks.start(prompt, said=request.said)
+    if request.said is not None and start is ReasoningStart.CLOSED:
+        return None
+    forced = bool(request.forced_calls or request.options.form)
+    return ReasoningSplitter(thinks, start, calls=bool(request.tools), forced=forced)
 
 
 def _view(model: ServedModel, options: Options) -> View:

@@ -85,6 +85,11 @@ class ChatRequest:
     """The answer is a call of one of these tools, or several; none given: as the model likes."""
     template_kwargs: dict[str, Any]
 
+    @property
+    def said(self) -> str | None:
+        """The text that the answer goes on with; None: it is a message of its own."""
+        return self.messages[-1]["content"] if self.continues else None
+
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:

@@ -46,16 +46,16 @@ class ReasoningFormat:
     def tags(self) -> tuple[str, ...]:
         return self.opens + self.closes
 
-    def start(self, prompt: str) -> ReasoningStart:
-        """How the output of this rendered prompt begins."""
+    def start(self, prompt: str, *, said: str | None = None) -> ReasoningStart:
+        """How the output of this rendered prompt begins. `said`: the text of the answer that it
+        goes on with."""
+        if said is not None:
+            is_open = max(map(said.rfind, self.opens)) > max(map(said.rfind, self.closes))
+            return ReasoningStart.OPEN if is_open else ReasoningStart.CLOSED
         end = prompt[-256:].rstrip()
         if end.endswith(self.opens):
             return ReasoningStart.OPEN
         return ReasoningStart.CLOSED if end.endswith(self.closes) else self.unsaid
-
-    def is_open(self, answer: str) -> bool:
-        """Whether the reasoning that begins in this text of an answer goes on behind it."""
-        return max(map(answer.rfind, self.opens)) > max(map(answer.rfind, self.closes))
 
 
 _DEEPSEEK_CALLS = ("<｜tool▁calls▁begin｜>", "<｜DSML｜function_calls>")

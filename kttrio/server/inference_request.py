@@ -220,7 +220,7 @@ def ask_tensors(
     values: dict[str, Any] = {}
     for tensor in inputs:
         if tensor.name in values:
-            refuse(tensor.name[:200], "is given twice")
+            refuse(tensor.name, "is given twice")
         values[tensor.name] = _value(tensor)
     return ask([values, parameters], outputs=outputs, vocab_size=vocab_size)
 
@@ -229,7 +229,7 @@ def _value(tensor: Tensor) -> list[Any]:
     """The elements as JSON would have them. Raises BadRequestError."""
     name = tensor.name.removeprefix(PREFIX)
     if name not in KNOWN:
-        refuse(tensor.name[:200], "is no input of this model: see its metadata")
+        refuse(tensor.name, "is no input of this model: see its metadata")
     spec = SPECS.get(name)
     if spec is not None and not _fits(tensor.datatype, spec.datatype):
         refuse(tensor.name, f"must be {spec.datatype}, not {tensor.datatype}")
@@ -311,7 +311,7 @@ def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
     names = {spec.name for spec in OUTPUTS}
     for name in outputs:
         if name not in names:
-            refuse(name[:200], f"is no output of this model; it has {', '.join(names)}")
+            refuse(name, f"is no output of this model; it has {', '.join(names)}")
     if len(set(outputs)) < len(outputs):
         refuse("outputs", "must name each output once")
     return tuple(outputs)

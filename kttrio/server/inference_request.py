@@ -308,7 +308,7 @@ def _outputs(inputs: Inputs) -> tuple[str, ...]:
 
 
 def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
-    names = {spec.name for spec in OUTPUTS}
+    names = [spec.name for spec in OUTPUTS]
     for name in outputs:
         if name not in names:
             refuse(name, f"is no output of this model; it has {', '.join(names)}")

@@ -8,7 +8,8 @@ made in forms.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import TypeVar
 
 import trio
@@ -57,6 +58,9 @@ class Intake:
     """For a request that has none of its own."""
     constraints: Constraints
     """Where answers are held to a form."""
+    visit_id: str | None = None
+    """The id of the HTTP request."""
+    arrived: float = field(default_factory=perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,9 @@ class EchoedPrompt:
 class Prepared:
     """A request's sequences with their decoders, one by one. Choice i is sequence i."""
 
+    intake: Intake
+    client_id: str | None
+    """The client's own name for it."""
     requests: Sequence[GenerateRequest]
     decoders: Sequence[Decoder]
     num_prompt_tokens: int
@@ -93,15 +100,15 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     pictures = await _open_images(model, request, intake)
     text, plain = await _encoded(intake, lambda: _encode_chat(model, request))
     ids, starts = pictures.spread(plain) if pictures else (plain, ())
-    max_tokens = options.max_tokens
-    if max_tokens is None:
-        max_tokens = max(intake.context_length - len(ids), 1)
+    max_tokens = _most_tokens(options, len(ids), intake)
     check_length(len(ids), max_tokens, intake.context_length)
     params = sampling(model, options, intake, max_tokens=max_tokens)
     constraints = await chat_constraints(model, request, text, intake.constraints)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
     sequences = _sequences(intake, [ids] * options.n, params, options.n, images)
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
@@ -136,11 +143,20 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     sequences = _sequences(intake, [prompt.ids for prompt in echoed], params, options.n)
     constraints = await text_constraints(model, options, intake.constraints, count=len(echoed))
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
         [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
         sum(map(len, prompts)),
         echoed,
     )
+
+
+def _most_tokens(options: Options, num_prompt_tokens: int, intake: Intake) -> int:
+    room = max(intake.context_length - num_prompt_tokens, 1)
+    if options.max_tokens is None:
+        return room
+    return min(options.max_tokens, room) if options.fit_context else options.max_tokens
 
 
 async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
@@ -231,7 +247,7 @@ def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -
         raise BadRequestError(
             f"This server holds {context_length} tokens of prompt and answer together. You asked "
             f"for {num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, "
-            f"{max_tokens} to generate. Shorten the prompt or lower 'max_tokens'.",
+            f"{max_tokens} to generate. Shorten the prompt or ask for a shorter answer.",
             code="context_length_exceeded",
         )
 

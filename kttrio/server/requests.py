@@ -29,6 +29,8 @@ class Options:
     include_usage: bool = False
     n: int = 1
     max_tokens: int | None = None
+    fit_context: bool = False
+    """`max_tokens` is a most: what the context has no room for is not refused but left out."""
     min_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None

@@ -17,7 +17,9 @@ from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
 from kttrio.server.inference_counts import InferenceCounts
+from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
+from kttrio.server.visits import VISIT
 
 
 class Recording(Protocol):
@@ -81,17 +83,41 @@ class AppState:
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
     inferences: InferenceCounts = field(default_factory=InferenceCounts)
+    meter: Meter = field(default_factory=Meter)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 
     @contextmanager
     def track(self, completion: Completion) -> Iterator[None]:
-        """Know `completion` for as long as the block lasts."""
+        """Know `completion` for as long as the block lasts, and count what came of it."""
         self.live.add(completion)
         try:
             yield
         finally:
             self.live.discard(completion)
+            if completion.was_taken:
+                self._note_end(completion)
+
+    def _note_end(self, completion: Completion) -> None:
+        usage, ends = completion.usage, completion.ends
+        self.meter.note_request(
+            seconds=completion.seconds,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            ends=ends,
+        )
+        if (visit := VISIT.get()) is not None:
+            visit.outcome = (
+                f"prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens} "
+                f"finish={','.join(sorted(set(ends)))}"
+            )
+
+    def abort(self, name: str | None) -> int:
+        """End the requests of this name, or all, with what they have; how many they were."""
+        named = [one for one in self.live if name is None or name in one.names]
+        for completion in named:
+            completion.abort()
+        return len(named)
 
     @property
     def trouble(self) -> str | None:

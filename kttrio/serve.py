@@ -212,16 +212,17 @@ class _Server:
         self._failure: ServerFailed | None = None
 
     async def run(self) -> None:
-        async with trio.open_nursery() as root:
-            await root.start(self._watch_signals, root.cancel_scope)
-            await root.start(self._run_engine)
-            root.start_soon(watch_lag, self._state.meter)
-            url = await root.start(self._listen)
-            if (warning := exposure(self._settings.server)) is not None:
-                _log.warning("%s", warning)
-            self._face.ready(url, self._state.model.name, self._parts.facts)
-            await self._closed.wait()
-            root.cancel_scope.cancel()
+        with self._state.constraints:
+            async with trio.open_nursery() as root:
+                await root.start(self._watch_signals, root.cancel_scope)
+                await root.start(self._run_engine)
+                root.start_soon(watch_lag, self._state.meter)
+                url = await root.start(self._listen)
+                if (warning := exposure(self._settings.server)) is not None:
+                    _log.warning("%s", warning)
+                self._face.ready(url, self._state.model.name, self._parts.facts)
+                await self._closed.wait()
+                root.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 

@@ -17,7 +17,20 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from kttrio.config import ServerConfig
-from kttrio.server import admin, control, metrics, openai, openapi, placement, recording
+from kttrio.server import (
+    admin,
+    anthropic,
+    anthropic_response,
+    control,
+    metrics,
+    openai,
+    openapi,
+    placement,
+    recording,
+    responses,
+    tokens,
+    unserved,
+)
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
@@ -28,12 +41,15 @@ from kttrio.server.visits import POLLED, VISIT, Reception, named
 logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
-PROTOCOLS = (openai, admin, control, metrics, recording, placement)
+PROTOCOLS = (
+    *(openai, responses, anthropic, tokens),
+    *(admin, control, metrics, recording, placement),
+)
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 OPERATORS = frozenset({"control", "recording", "placement"})
 """Blueprints whose routes need the admin key, if there is one."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 
@@ -119,7 +135,7 @@ async def _answer_api_error(error: ApiError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     """What quart itself refuses: unknown paths and methods, bodies too large or too slow."""
     messages = {
-        404: f"There is no {request.path[:200]} here.",
+        404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
         408: f"The request body did not arrive within {BODY_SECONDS} s.",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
@@ -132,6 +148,11 @@ async def _answer_http_error(error: HTTPException) -> Response:
         if name == "Allow":
             response.headers[name] = value
     return response
+
+
+def _nothing_at(path: str) -> str:
+    known = unserved.reason(path)
+    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
 
 
 async def _answer_failure(error: Exception) -> Response:

@@ -12,10 +12,12 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from kttrio.request import FinishReason, TokenEvent, TokenLogprob
+from kttrio.server.requests import ReasoningView
 from kttrio.text.output import OutputPipeline, Piece, Reasoning
 from kttrio.text.tool_parsers.base import Content, ToolCallStart
 
 CUT_OFF = (FinishReason.LENGTH, FinishReason.ABORT)
+HELD = (ReasoningView.AT_ONCE, ReasoningView.HIDDEN)
 
 PromptLogprobs = tuple[TokenLogprob | None, ...]
 
@@ -41,19 +43,37 @@ class Delta(NamedTuple):
     finish: str | None = None
     """Why the answer ends, in OpenAI's words; nothing follows."""
     matched_stop: int | str | None = None
+    token_ids: Sequence[int] = ()
+    """Where they are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a client wants to see of an answer, beside its text and calls."""
+
+    reasoning: ReasoningView = ReasoningView.STREAMED
+    kept_stops: frozenset[int] = frozenset()
+    """Tokens that end the answer and still leave their text."""
+    token_ids: bool = False
 
 
 class Decoder:
     """The text side of one sequence, and its count of tokens."""
 
-    def __init__(self, pipeline: OutputPipeline, *, one_call: bool = False) -> None:
+    def __init__(
+        self, pipeline: OutputPipeline, *, one_call: bool = False, view: View | None = None
+    ) -> None:
         """`one_call`: the answer ends before a second tool call."""
         self.num_tokens = 0
         self.num_accepted = 0  # tokens that had been drafted
         self.num_rejected = 0  # drafts that became no token
         self._pipeline = pipeline
         self._one_call = one_call
+        self._view = view or View()
+        self._holds_reasoning = self._view.reasoning in HELD
+        self._thought = ""
         self._scores: list[TokenLogprob] = []
+        self._ids: list[int] = []
 
     @property
     def num_reasoning_tokens(self) -> int:
@@ -68,15 +88,19 @@ class Decoder:
             self.num_tokens += 1
             self.num_accepted += accepted
             self.num_rejected += rejected
-            if finish is not FinishReason.STOP:
+            if finish is not FinishReason.STOP or token in self._view.kept_stops:
                 pieces = self._pipeline.push(token)
+            if self._view.token_ids:
+                self._ids.append(token)
         if score is not None:
             self._scores.append(score)
         if finish is not None or self._pipeline.matched_stop is not None:
             return self._last(pieces, event)
+        if self._holds_reasoning:
+            pieces = self._shown(pieces)
         if not pieces and prompt_scores is None:
             return ()
-        if len(pieces) == 1 and not self._scores and prompt_scores is None:
+        if len(pieces) == 1 and not (self._scores or self._ids) and prompt_scores is None:
             piece = pieces[0]
             if isinstance(piece, Content):
                 return piece.text
@@ -86,7 +110,10 @@ class Decoder:
         """Whatever is held back anywhere comes out."""
         stop = self._pipeline.matched_stop
         cut_off = stop is not None or event.finish in CUT_OFF
-        deltas = self._deltas(pieces + self._pipeline.finish(cut_off=cut_off), event)
+        pieces = pieces + self._pipeline.finish(cut_off=cut_off)
+        if self._holds_reasoning:
+            pieces = self._shown(pieces, last=True)
+        deltas = self._deltas(pieces, event)
         deltas[-1] = self._ended(deltas[-1], event)
         return deltas
 
@@ -110,8 +137,22 @@ class Decoder:
             if deltas[-1].finish is not None:
                 break
         scores, self._scores = self._scores, []
-        deltas[0] = deltas[0]._replace(logprobs=scores, prompt_logprobs=event.prompt_logprobs)
+        ids, self._ids = self._ids, []
+        deltas[0] = deltas[0]._replace(
+            logprobs=scores, prompt_logprobs=event.prompt_logprobs, token_ids=ids or ()
+        )
         return deltas
+
+    def _shown(self, pieces: Sequence[Piece], *, last: bool = False) -> list[Piece]:
+        """The pieces without reasoning, or with all of it as soon as it is complete."""
+        rest: list[Piece] = [piece for piece in pieces if not isinstance(piece, Reasoning)]
+        if self._view.reasoning is ReasoningView.HIDDEN:
+            return rest
+        self._thought += "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
+        if not self._thought or not (rest or last):
+            return rest
+        thought, self._thought = self._thought, ""
+        return [Reasoning(thought), *rest]
 
     def _delta(self, pieces: Sequence[Piece]) -> Delta:
         text, reasoning, calls, finish = "", "", [], None
@@ -174,6 +215,7 @@ class Answer:
     prompt_logprobs: PromptLogprobs | None = None
     finish: str | None = None
     matched_stop: int | str | None = None
+    token_ids: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, deltas: Sequence[Delta]) -> Answer:
@@ -184,6 +226,7 @@ class Answer:
             prompt_logprobs=next((d.prompt_logprobs for d in deltas if d.prompt_logprobs), None),
             finish=deltas[-1].finish,
             matched_stop=deltas[-1].matched_stop,
+            token_ids=[token for delta in deltas for token in delta.token_ids],
         )
 
     @property

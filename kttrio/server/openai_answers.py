@@ -77,15 +77,14 @@ _IDS = list_of(INTEGER)
 
 
 def _answer(kind: str, choice: Schema) -> Schema:
-    return record_of({**_WHOLE, "object": one_of(kind), "choices": list_of(choice)})
+    told = {**_WHOLE, "object": one_of(kind), "choices": list_of(choice)}
+    return record_of(told, prompt_token_ids=_IDS)
 
 
 CHAT = _answer(
     "chat.completion",
     record_of(
-        {**_CHOICE, "message": _MESSAGE, "logprobs": nullable(_CHAT_LOGPROBS)},
-        token_ids=_IDS,
-        prompt_token_ids=_IDS,
+        {**_CHOICE, "message": _MESSAGE, "logprobs": nullable(_CHAT_LOGPROBS)}, token_ids=_IDS
     ),
 )
 TEXT = _answer(
@@ -106,5 +105,7 @@ MODEL = record_of(
     }
 )
 MODELS = record_of({"object": one_of("list"), "data": list_of(MODEL)})
-TOKENS = record_of({"tokens": _IDS, "count": INTEGER, "max_model_len": INTEGER})
+TOKENS = record_of(
+    {"tokens": _IDS, "count": INTEGER, "max_model_len": INTEGER}, token_strs=list_of(STRING)
+)
 DETOKENIZED = record_of({"prompt": STRING, "text": STRING, "content": STRING})

@@ -14,6 +14,7 @@ from typing import Protocol
 from kttrio.config import ServerConfig
 from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
+from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
 from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
@@ -68,6 +69,8 @@ class AppState:
     engine: Engine
     model: ServedModel
     config: ServerConfig
+    constraints: Constraints = field(default_factory=Constraints)
+    """Open for as long as the engine runs: the roof sees to that."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What /get_server_info tells beside the engine's counts: plain values, no secrets."""
     seeds: Random = field(default_factory=Random)

@@ -10,6 +10,7 @@ import pytest
 
 from kttrio.config import ServerConfig
 from kttrio.request import FinishReason, TokenEvent
+from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Answer, Delta
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, prepare_chat
@@ -22,7 +23,14 @@ CHATS = [
     for directory in sorted(FIXTURES.glob("*_chat"))
     for chat in json.loads((directory / "golden.json").read_text())
 ]
-INTAKE = Intake(request_id="r", num_bytes=0, context_length=4096, most_sequences=8, seed=1)
+INTAKE = Intake(
+    request_id="r",
+    num_bytes=0,
+    context_length=4096,
+    most_sequences=8,
+    seed=1,
+    constraints=Constraints(),
+)
 
 
 async def prepared(model: ServedModel, chat: dict):

@@ -310,6 +310,23 @@ class ServerConfig:
 
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(30000, "TCP port; 0 picks a free one", least=0, most=65535)
+    grpc_port: int | None = flag(
+        None,
+        "TCP port of inference.GRPCInferenceService, over HTTP/2; 0 picks a free one; default: "
+        "none",
+        least=0,
+        most=65535,
+    )
+    ssl_certfile: Path | None = flag(
+        None, "serve over TLS with this certificate and its chain, a PEM file"
+    )
+    ssl_keyfile: Path | None = flag(
+        None, "the certificate's key, a PEM file; default: in the certificate's file"
+    )
+    ssl_keyfile_password: str | None = flag(None, "what unlocks the key")
+    ssl_ca_certs: Path | None = flag(
+        None, "let in only clients that show a certificate signed by one of these, a PEM file"
+    )
     served_model_name: str | None = flag(
         None, "name in /v1/models and in answers; default: the checkpoint directory's name"
     )
@@ -371,6 +388,15 @@ class ServerConfig:
     )
     idle_timeout: float = flag(
         60.0, "a kept-alive connection without request is closed after so many seconds", least=0.1
+    )
+    header_timeout: float = flag(
+        10.0, "the head of a request, once begun, must be complete in so many seconds", least=0.1
+    )
+    body_timeout: float = flag(
+        30.0, "the body of a request must be complete in so many seconds", least=0.1
+    )
+    max_connections: int = flag(
+        2048, "clients connected at once; one more is told 503 and let go", least=1
     )
     log_level: str = flag(
         "info", "how much is logged", choices=("debug", "info", "warning", "error")

@@ -66,7 +66,7 @@ def blueprint(state: AppState) -> Blueprint:
     @routes.get("/ping")
     async def health() -> Response:
         """200 while requests are taken and steps succeed. Touches nothing that could be slow."""
-        if (trouble := _trouble(state)) is not None:
+        if (trouble := state.trouble) is not None:
             return json_response({"status": "unhealthy", "reason": trouble}, 503)
         return json_response({"status": "ok"})
 
@@ -94,13 +94,6 @@ def blueprint(state: AppState) -> Blueprint:
         )
 
     return routes
-
-
-def _trouble(state: AppState) -> str | None:
-    if state.draining:
-        return "the server is shutting down"
-    stats = state.engine.stats
-    return None if stats.healthy else stats.error or "the engine is not running"
 
 
 async def _generate_one(state: AppState) -> None:

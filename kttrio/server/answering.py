@@ -45,14 +45,18 @@ def stream(
     listen: Callable[[sse.EventStream], Listener],
     *,
     keep_alive: bytes = sse.KEEP_ALIVE,
+    patient: bool = False,
 ) -> LiveResponse:
     """A response whose events the engine's fan-out pushes; its task waits for their end.
-    `keep_alive`: what it carries while there are none."""
+    `keep_alive`: what it carries while there are none. `patient`: it begins with the first event,
+    and what fails before is an HTTP error."""
 
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
         chunked = scope["http_version"] == "1.1"
-        events = sse.EventStream(connection, chunked=chunked, keep_alive=keep_alive)
+        events = sse.EventStream(
+            connection, chunked=chunked, keep_alive=keep_alive, patient=patient
+        )
         completion = Completion(prepared, listen(events), state.meter)
         with state.track(completion):
             async with completion.open(state.engine):

@@ -24,7 +24,7 @@ from kttrio.server.decoding import (
     Thought,
     changes,
 )
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, aborted
 
 HOLE = "%text%"
 ERROR_TYPES = {
@@ -184,6 +184,8 @@ class MessageStream:
         return event({"type": f"content_block_{what}", "index": self._index, **fields})
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        if error is None and self._finish == "abort":
+            error = aborted()
         if error is not None:
             self._stream.put(event(error_body(error)))
         else:

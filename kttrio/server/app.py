@@ -29,6 +29,8 @@ from kttrio.server import (
     recording,
     responses,
     tokens,
+    triton,
+    triton_response,
     unserved,
 )
 from kttrio.server.errors import ApiError, ErrorShape, error_body
@@ -42,14 +44,16 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 PROTOCOLS = (
-    *(openai, responses, anthropic, tokens),
+    *(openai, responses, anthropic, triton, tokens),
     *(admin, control, metrics, recording, placement),
 )
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 OPERATORS = frozenset({"control", "recording", "placement"})
 """Blueprints whose routes need the admin key, if there is one."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType(
+    {"/v1/messages": anthropic_response.error_body, "/v2": triton_response.error_body}
+)
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 

@@ -88,7 +88,8 @@ class Choice:
                 completion.begin()
             news = self._decoder.feed(event)
             if isinstance(news, str):
-                self._listener.on_text(self._index, news)
+                if news:
+                    self._listener.on_text(self._index, news)
                 return
             for delta in news:
                 self._tell(delta)

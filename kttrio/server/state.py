@@ -16,6 +16,7 @@ from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
 from kttrio.server.visits import VISIT
@@ -81,6 +82,7 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
+    inferences: InferenceCounts = field(default_factory=InferenceCounts)
     meter: Meter = field(default_factory=Meter)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
@@ -116,6 +118,14 @@ class AppState:
         for completion in named:
             completion.abort()
         return len(named)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be served just now; None: they are."""
+        if self.draining:
+            return "the server is shutting down"
+        stats = self.engine.stats
+        return None if stats.healthy else stats.error or "the engine is not running"
 
     def begin_drain(self) -> None:
         """Take no new requests; those that run go on."""

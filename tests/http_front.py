@@ -154,7 +154,7 @@ def read_events(body: bytes) -> Iterator[Any]:
 class Client:
     """One HTTP/1.1 connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self._http = h11.Connection(h11.CLIENT)
 

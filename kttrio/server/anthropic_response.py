@@ -26,7 +26,7 @@ from kttrio.server.decoding import (
     Thought,
     changes,
 )
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, aborted
 
 HOLE = "%text%"
 ERROR_TYPES: Mapping[int, str] = MappingProxyType(
@@ -204,6 +204,8 @@ class MessageStream:
         return event({"type": f"content_block_{what}", "index": self._index, **fields})
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        if error is None and self._finish == "abort":
+            error = aborted()
         if error is not None:
             self._stream.put(event(error_body(error)))
         else:

@@ -215,7 +215,7 @@ async def test_a_full_queue_is_a_rate_limit(stream: bool) -> None:
 
 
 async def test_who_may_ask_and_where() -> None:
-    async with running_front(config=ServerConfig(api_key="k")) as front:
+    async with running_front(config=ServerConfig(api_key=("k",))) as front:
         assert error_of(await ask(front), 401)[0] == "authentication_error"
         body = {"max_tokens": 9, "messages": [user("Hi")]}
         for headers in ({"x_api_key": "k"}, {"Authorization": "Bearer k"}):

@@ -11,10 +11,44 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
+from kttrio.server.operations import INTEGER, NUMBER, OBJECT, STRING, Operation, record_of
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, new_id
 
 GENERATE_SECONDS = 30.0
+TAG = "Operation"
+OPERATIONS = (
+    Operation(
+        method="get",
+        path="/health",
+        summary="Whether requests are taken and steps succeed.",
+        tag=TAG,
+        answer=record_of({"status": STRING}),
+        error=record_of({"status": STRING, "reason": STRING}),
+        open=True,
+    ),
+    Operation(
+        method="get",
+        path="/health_generate",
+        summary="Whether the model draws a token now.",
+        tag=TAG,
+        answer=record_of({"status": STRING, "seconds": NUMBER}),
+    ),
+    Operation(
+        method="get",
+        path="/get_server_info",
+        summary="Settings, and what the server is doing.",
+        tag=TAG,
+        answer=OBJECT,
+    ),
+    Operation(
+        method="get",
+        path="/get_model_info",
+        summary="The model and its longest sequence.",
+        tag=TAG,
+        answer=record_of({"model_path": STRING, "max_model_len": INTEGER}),
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:

@@ -37,13 +37,19 @@ async def collect(state: AppState, prepared: Prepared) -> tuple[list[Answer], Co
 
 
 def stream(
-    state: AppState, prepared: Prepared, listen: Callable[[sse.EventStream], Listener]
+    state: AppState,
+    prepared: Prepared,
+    listen: Callable[[sse.EventStream], Listener],
+    *,
+    keep_alive: bytes = sse.KEEP_ALIVE,
 ) -> LiveResponse:
-    """A response whose events the engine's fan-out pushes; its task waits for their end."""
+    """A response whose events the engine's fan-out pushes; its task waits for their end.
+    `keep_alive`: what it carries while there are none."""
 
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
-        events = sse.EventStream(connection, chunked=scope["http_version"] == "1.1")
+        chunked = scope["http_version"] == "1.1"
+        events = sse.EventStream(connection, chunked=chunked, keep_alive=keep_alive)
         completion = Completion(prepared, listen(events))
         with state.track(completion):
             async with completion.open(state.engine):

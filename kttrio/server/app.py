@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,18 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, placement, recording
+from kttrio.server import (
+    admin,
+    anthropic,
+    anthropic_response,
+    openai,
+    openapi,
+    placement,
+    recording,
+    responses,
+    tokens,
+    unserved,
+)
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.state import AppState
@@ -25,8 +37,10 @@ logger = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 OPEN_PATHS = frozenset({"/health"})
+PROTOCOLS = (openai, responses, anthropic, tokens, admin, recording, placement)
+"""Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v1/messages": anthropic_response.error_body})
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 Guard = Callable[[], Awaitable[None]]
@@ -51,16 +65,16 @@ class App(QuartTrio):
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App("kttrio")
+    app = App("kttrio", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.register_blueprint(openai.blueprint(state))
-    app.register_blueprint(admin.blueprint(state))
-    app.register_blueprint(recording.blueprint(state))
-    app.register_blueprint(placement.blueprint(state))
+    for protocol in PROTOCOLS:
+        app.register_blueprint(protocol.blueprint(state))
+    operations = chain.from_iterable(protocol.OPERATIONS for protocol in PROTOCOLS)
+    app.register_blueprint(openapi.blueprint(operations, keyed=state.config.api_key is not None))
     if state.config.api_key is not None:
         app.before_request(_guard(state.config.api_key))
     app.register_error_handler(ApiError, _answer_api_error)
@@ -101,7 +115,7 @@ async def _answer_api_error(error: ApiError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     """What quart itself refuses: unknown paths and methods, bodies too large or too slow."""
     messages = {
-        404: f"There is no {request.path[:200]} here.",
+        404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
         408: f"The request body did not arrive within {BODY_SECONDS} s.",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
@@ -114,6 +128,11 @@ async def _answer_http_error(error: HTTPException) -> Response:
         if name == "Allow":
             response.headers[name] = value
     return response
+
+
+def _nothing_at(path: str) -> str:
+    known = unserved.reason(path)
+    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
 
 
 async def _answer_failure(error: Exception) -> Response:

@@ -7,7 +7,7 @@ calls through to the listener. However a request ends, it leaves by the end of `
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -77,10 +77,11 @@ class Choice:
             if event.finish in FAILURES:
                 self._completion.fail(_engine_failure(event))
                 return
-            delta = self._decoder.feed(event)
-            if isinstance(delta, str):
-                self._listener.on_text(self._index, delta)
-            elif delta is not None:
+            news = self._decoder.feed(event)
+            if isinstance(news, str):
+                self._listener.on_text(self._index, news)
+                return
+            for delta in news:
                 self._tell(delta)
         except Exception:
             logger.exception("an answer could not be made from the model's tokens")
@@ -142,20 +143,25 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        decoders = self._prepared.decoders
-        return Usage(
-            prompt_tokens=self._prepared.num_prompt_tokens,
-            completion_tokens=sum(decoder.num_tokens for decoder in decoders),
-            reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
-            drafts=self._drafts() if self._speculates else None,
-        )
+        return usage_of(self._prepared, drafts=self._speculates)
 
-    def _drafts(self) -> Drafts:
-        decoders = self._prepared.decoders
-        return Drafts(
-            accepted=sum(decoder.num_accepted for decoder in decoders),
-            rejected=sum(decoder.num_rejected for decoder in decoders),
-        )
+
+def usage_of(prepared: Prepared, *, drafts: bool) -> Usage:
+    """The tokens of a request so far. `drafts`: the server drafts tokens."""
+    decoders = prepared.decoders
+    return Usage(
+        prompt_tokens=prepared.num_prompt_tokens,
+        completion_tokens=sum(decoder.num_tokens for decoder in decoders),
+        reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
+        drafts=_drafts(decoders) if drafts else None,
+    )
+
+
+def _drafts(decoders: Sequence[Decoder]) -> Drafts:
+    return Drafts(
+        accepted=sum(decoder.num_accepted for decoder in decoders),
+        rejected=sum(decoder.num_rejected for decoder in decoders),
+    )
 
 
 class Collector:

@@ -90,3 +90,11 @@ async def test_an_answer_that_cannot_be_written_fails_alone(
         await front.idle()
         assert front.state.engine.stats.healthy
         assert (await front.chat()).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/audio/speech", "/api/chat", "/rerank"])
+async def test_paths_of_other_servers_say_why_they_are_not_here(path: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("POST", path, {})
+        assert reply.status == 404
+        assert reply.error()["message"].startswith(f"There is no {path} here: this server ")

@@ -1,0 +1,55 @@
+"""A request's body as JSON: how it is read, and what is no JSON that could be served.
+
+Knows no protocol; which fields a body has stands in its record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from quart import request
+
+from kttrio.server.errors import BadRequestError
+from kttrio.server.kinds import word
+from kttrio.server.prompting import off_loop
+
+T = TypeVar("T")
+
+
+async def read_body(build: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
+    """What `build` makes of the request's JSON object, whatever its content type says, and the
+    length of the body in bytes. Long ones are read in a thread. Raises ApiError."""
+    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    return await off_loop(len(body), lambda: build(parse_object(body))), len(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request body. Raises BadRequestError."""
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise BadRequestError("The request body is nested too deeply.") from None
+    except ValueError as error:
+        raise BadRequestError(f"The request body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError(f"The request body must be a JSON object, not {word(value)}.")
+    if b"\\u" in body:
+        _refuse_surrogates(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_surrogates(value: object) -> None:
+    """Half a character, as only an escape can spell it, has no token and no UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        message = "The request body has an escape (\\ud800 to \\udfff) that is half a character."
+        raise BadRequestError(message) from None
+    except RecursionError:
+        raise BadRequestError("The request body is nested too deeply.") from None

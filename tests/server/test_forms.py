@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from typing import Any
 
 import pytest
+import trio
 
 from kttrio.config import ServerConfig
 from kttrio.server.answering import collect, open_intake
+from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer
 from kttrio.server.errors import BadRequestError
 from kttrio.server.forms import chat_spec
@@ -98,6 +101,26 @@ async def test_reasoning_is_free_and_only_the_answer_is_held(num_drafts: int) ->
         (answer,) = await ask(front, chat(PLATE))
     assert answer.reasoning == "Fine weather in Rome."
     assert re.fullmatch(PLATE.source, answer.text)
+
+
+async def test_clients_that_leave_take_their_grammars_state_along() -> None:
+    """However a request ends, nothing keeps what followed its answer."""
+    async with running_front(delay=0.002) as front:
+        front.script.endless = True
+        endless = Form("regex", "[a-z ]{400,}", "guided_regex")
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(ask, front, chat(endless, options={"n": 2}))
+                while front.state.engine.stats.running < 8:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        await ask(front, chat(PLATE))
+        await front.idle()
+        front.runner.history.clear()
+        await trio.to_thread.run_sync(gc.collect)
+        alive = [each for each in gc.get_objects() if isinstance(each, MatchedConstraint)]
+        assert alive == []
 
 
 async def test_what_is_wrong_with_a_form_is_told_with_its_field() -> None:

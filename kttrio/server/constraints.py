@@ -19,6 +19,8 @@ import trio
 
 from kttrio.request import Constraint, Masks
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
+from kttrio.text.grammar_error import GrammarError
 
 NUM_THREADS = 4
 """That make masks. Masks take a tenth of a millisecond, and Python a part of that alone."""
@@ -34,14 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 class Matcher(Protocol):
-    """Follows one answer through its grammar. One thread at a time."""
+    """Follows one answer through its grammar. One thread at a time. Both raise GrammarError where
+    that takes too much."""
 
     def masks(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
         """What may come next and behind each draft, as `request.Masks` has it."""
         ...
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """The answer goes on with these. Raises where it may not."""
+        """The answer goes on with these."""
         ...
 
 
@@ -51,6 +54,7 @@ class _Job:
     def __init__(self, work: Callable[[], Sequence[bytes | None]]) -> None:
         self._work = work
         self._masks: Sequence[bytes | None] | None = None
+        self._reason = "the masks of the answer could not be made; the server's log says why"
         self._deadline = time.monotonic() + MASK_SECONDS
         self._underway = Lock()  # held until the masks are there: the cheapest event there is
         self._underway.acquire()
@@ -59,10 +63,10 @@ class _Job:
         """Make them. Whatever goes wrong is the business of who waits."""
         try:
             self._masks = self._work()
+        except GrammarError as error:
+            self._reason = str(error)
         except BaseException as error:  # a panic of the matcher's library is no Exception
-            # Its text may quote the request.
-            logger.error("the masks of an answer failed: %s", type(error).__name__)
-            logger.debug("this was", exc_info=error)
+            log_failure(logger, "the masks of an answer could not be made", error)
         finally:
             self._underway.release()
 
@@ -72,7 +76,7 @@ class _Job:
             raise RuntimeError(f"what may come next was not known within {MASK_SECONDS:g} s")
         self._underway.release()
         if self._masks is None:
-            raise RuntimeError("the grammar that the answer must follow broke down")
+            raise RuntimeError(self._reason)
         return self._masks
 
 
@@ -126,6 +130,8 @@ class MatchedConstraint:
         self._threads = threads
         self._drawn: deque[int] = deque()
         self._turn = Lock()
+        self.complaint: str | None = None
+        """Why the grammar cannot be followed any further: its own fault, so the request's."""
 
     def masks(self, drafts: tuple[int, ...]) -> Masks:
         return self._threads.begin(lambda: self._make(drafts))
@@ -136,9 +142,13 @@ class MatchedConstraint:
     def _make(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
         with self._turn:
             drawn = [self._drawn.popleft() for _ in range(len(self._drawn))]
-            if drawn:
-                self._matcher.advance(drawn)
-            return self._matcher.masks(drafts)
+            try:
+                if drawn:
+                    self._matcher.advance(drawn)
+                return self._matcher.masks(drafts)
+            except GrammarError as error:
+                self.complaint = f"The answer cannot follow its grammar any further: {error}"
+                raise
 
 
 class Constraints:

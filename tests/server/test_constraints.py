@@ -17,6 +17,7 @@ from kttrio.request import FinishReason, GenerateRequest, SamplingParams
 from kttrio.server import constraints
 from kttrio.server.constraints import Constraints, MaskThreads, MatchedConstraint
 from kttrio.server.errors import ApiError
+from kttrio.text.grammar_error import GrammarError
 from tests.fakes import ScriptedRunner, capacity, mask_of, scripted_token
 
 
@@ -82,11 +83,21 @@ class TestMatchedConstraint:
         with MaskThreads(1) as threads, caplog.at_level(logging.INFO):
             broken = MatchedConstraint(Evens(fails=failure), threads).masks(())
             sound = MatchedConstraint(Evens(), threads).masks(())
-            with pytest.raises(RuntimeError, match="broke down"):
+            with pytest.raises(RuntimeError, match="could not be made"):
                 broken.wait()
             assert sound.wait() == [mask_after(0)]
         assert type(failure).__name__ in caplog.text
         assert "secret" not in caplog.text
+
+    def test_a_grammar_that_is_too_costly_is_the_requests_fault(self, caplog):
+        with MaskThreads(1) as threads, caplog.at_level(logging.INFO):
+            constraint = MatchedConstraint(Evens(fails=GrammarError("too many items")), threads)
+            assert constraint.complaint is None
+            with pytest.raises(RuntimeError, match="too many items"):
+                constraint.masks(()).wait()
+        assert constraint.complaint is not None
+        assert "any further: too many items" in constraint.complaint
+        assert caplog.text == "", "floods of them leave no trace"
 
     def test_masks_that_take_too_long_are_given_up(self, monkeypatch):
         monkeypatch.setattr(constraints, "MASK_SECONDS", 0.05)
@@ -210,7 +221,7 @@ async def test_a_matcher_that_fails_ends_its_request_and_no_other():
                 nursery.start_soon(note, "sound", sound)
                 nursery.start_soon(note, "free", None)
         assert ends["broken"].finish is FinishReason.ERROR
-        assert "grammar" in ends["broken"].error
+        assert "could not be made" in ends["broken"].error
         assert [ends[name].finish for name in ("sound", "free")] == [FinishReason.LENGTH] * 2
         assert engine.stats.healthy
 

@@ -11,10 +11,11 @@ import pytest
 import trio
 
 from kttrio.config import ServerConfig
+from kttrio.server import constraints
 from kttrio.server.answering import collect, open_intake
 from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer
-from kttrio.server.errors import BadRequestError
+from kttrio.server.errors import ApiError, BadRequestError
 from kttrio.server.forms import chat_spec
 from kttrio.server.prompting import prepare_chat, prepare_text
 from kttrio.server.requests import ChatRequest, Options, TextRequest
@@ -128,6 +129,23 @@ async def test_what_is_wrong_with_a_form_is_told_with_its_field() -> None:
         with pytest.raises(BadRequestError, match="guided_regex") as refused:
             await ask(front, chat(Form("regex", "[A-", "guided_regex")))
         assert (refused.value.status, refused.value.param) == (400, "guided_regex")
+
+
+async def test_a_grammar_that_gets_slower_ends_its_own_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each token more can be read in many more ways."""
+    monkeypatch.setattr(constraints, "MOST_DEBT", 0.01)
+    monkeypatch.setattr(constraints, "DUE", 0.0005)
+    ambiguous = Form("lark", 'start: e\ne: e e | "a"', "guided_grammar")
+    async with running_front() as front:
+        front.script.endless, front.script.text = True, "a"
+        with pytest.raises(ApiError, match="takes too long") as refused:
+            await ask(front, chat(ambiguous))
+        assert refused.value.status == 400
+        front.script.endless = False
+        (answer,) = await ask(front, chat(PLATE))
+        assert answer.finish == "stop"
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])

@@ -35,6 +35,7 @@ def error_of(reply: Reply, status: int) -> tuple[str, str]:
     assert reply.status == status, reply.body
     body = reply.json()
     assert body["type"] == "error"
+    assert body["request_id"] == reply.headers["request-id"] == reply.headers["x-request-id"]
     return body["error"]["type"], body["error"]["message"]
 
 
@@ -191,6 +192,7 @@ async def test_a_silent_stream_is_kept_alive_by_pings() -> None:
 async def test_a_failed_step_is_an_error_event_in_streams_and_a_500_else() -> None:
     async with running_front(fail_steps=(3, 7)) as front:
         *_, error = await streamed(front)
+        assert error["request_id"].startswith("req")
         assert error["error"]["type"] == "api_error"
         assert "scripted failure" in error["error"]["message"]
         kind, said = error_of(await ask(front), 500)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kttrio.server.anthropic_response import error_body, read_input, stop_fields
+from kttrio.server.anthropic_response import error_fields, read_input, stop_fields
 from kttrio.server.anthropic_signature import seal, unseal
 from kttrio.server.completion import Usage
 from kttrio.server.errors import ApiError
@@ -67,7 +67,8 @@ def test_every_end_has_a_word(
 )
 def test_every_status_has_a_word(status: int, kind: str) -> None:
     error = {"type": kind, "message": "No."}
-    assert error_body(ApiError(status, "No.")) == {"type": "error", "error": error}
+    told = {"type": "error", "error": error, "request_id": "req-1"}
+    assert error_fields(ApiError(status, "No."), "req-1") == told
 
 
 @given(st.text())

@@ -26,7 +26,7 @@ from kttrio.server.decoding import (
     Thought,
     changes,
 )
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, aborted
 from kttrio.server.visits import current_id
 
 HOLE = "%text%"
@@ -41,12 +41,7 @@ ERROR_TYPES: Mapping[int, str] = MappingProxyType(
     }
 )
 STOP_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "stop": "end_turn",
-        "tool_calls": "tool_use",
-        "length": "max_tokens",
-        "abort": "max_tokens",  # there is no better word for an answer that was cut off
-    }
+    {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}
 )
 UNTHREADED: Mapping[str, Any] = MappingProxyType({"error_code": "thread_unsupported_request"})
 """Has Anthropic's tool runner send the whole history, instead of a thread to go on with."""
@@ -207,6 +202,8 @@ class MessageStream:
         return event({"type": f"content_block_{what}", "index": self._index, **fields})
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        if error is None and self._finish == "abort":
+            error = aborted()
         if error is not None:
             self._stream.put(event(error_fields(error, self._head.request_id)))
         else:

@@ -200,6 +200,21 @@ async def test_a_failed_step_is_an_error_event_in_streams_and_a_500_else() -> No
         assert (await whole(front))["content"][0]["text"] == ANSWER
 
 
+async def test_an_aborted_answer_is_an_error_for_the_api_has_no_word_for_it() -> None:
+    async with running_front(delay=0.002) as front:
+        front.script.endless = True
+        clients = [await front.connect(), await front.connect()]
+        for client, stream in zip(clients, (True, False), strict=True):
+            body = {"max_tokens": 900, "messages": [user("Hi")], "stream": stream}
+            await client.send("POST", "/v1/messages", body)
+        while front.state.engine.stats.generated_tokens < 10:
+            await trio.lowlevel.checkpoint()
+        await front.ask("POST", "/abort_request", {"abort_all": True})
+        *_, error = named_events((await clients[0].receive()).body)
+        assert error["error"]["type"] == "invalid_request_error"
+        assert error_of(await clients[1].receive(), 410) == tuple(error["error"].values())
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_full_queue_is_a_rate_limit(stream: bool) -> None:
     engine = EngineConfig(max_running_requests=1, max_queued_requests=0)
@@ -217,7 +232,7 @@ async def test_a_full_queue_is_a_rate_limit(stream: bool) -> None:
 
 
 async def test_who_may_ask_and_where() -> None:
-    async with running_front(config=ServerConfig(api_key="k")) as front:
+    async with running_front(config=ServerConfig(api_key=("k",))) as front:
         assert error_of(await ask(front), 401)[0] == "authentication_error"
         body = {"max_tokens": 9, "messages": [user("Hi")]}
         for headers in ({"x_api_key": "k"}, {"Authorization": "Bearer k"}):

@@ -40,7 +40,6 @@ def test_input_is_always_an_object_that_json_can_say(arguments: str, input: obje
         ("tool_calls", 7, 3, "tool_use"),
         ("length", None, 9, "max_tokens"),
         ("length", None, 8, "model_context_window_exceeded"),
-        ("abort", None, 3, "max_tokens"),
     ],
 )
 def test_every_end_has_a_word(

@@ -86,7 +86,7 @@ async def test_the_rules_of_streams() -> None:
     ],
 )
 async def test_a_stream_tells_the_whole_message(said: str) -> None:
-    async with running_front(config=THINKS) as front:
+    async with running_front(config=THINKS, num_drafts=2) as front:
         front.script.text = said
         told = put_together(await streamed(front, tools=[WEATHER]))
         message = await whole(front, tools=[WEATHER])

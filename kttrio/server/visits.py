@@ -25,6 +25,8 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+ID_FIELDS = (b"x-request-id", b"request-id")
+"""Where clients look for it; the second are Anthropic's."""
 NO_ROUTE = "none"
 LEFT = 499
 """The status of a request whose client left before the answer, as nginx writes it."""
@@ -59,6 +61,12 @@ VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The request that this task works for."""
 
 
+def current_id() -> str | None:
+    """Of the request that this task works for."""
+    visit = VISIT.get()
+    return None if visit is None else visit.id
+
+
 def named() -> str:
     """The request that this task works for, as the log calls it."""
     visit = VISIT.get()
@@ -78,7 +86,8 @@ class Reception:
         """Have `app` answer the request of `scope`."""
         fields = dict(scope["headers"])
         visit = self._open(scope, fields)
-        added = [(b"x-request-id", visit.id.encode()), *self._cors.headers(fields)]
+        added = [(name, visit.id.encode()) for name in ID_FIELDS]
+        added += self._cors.headers(fields)
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":

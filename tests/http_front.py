@@ -22,6 +22,7 @@ from kttrio.engine.engine import Engine
 from kttrio.server import serving
 from kttrio.server.app import build_app
 from kttrio.server.connection import Connection, Connections
+from kttrio.server.grpc_server import GrpcServer
 from kttrio.server.served_model import ServedModel
 from kttrio.server.state import AppState
 from kttrio.text.images import ImageFormat
@@ -61,6 +62,7 @@ class Front:
     """A running front: its parts, and clients of it."""
 
     url: str
+    grpc: str | None
     app: QuartTrio
     state: AppState
     connections: Connections
@@ -253,15 +255,28 @@ async def running_front(
         async with trio.open_nursery() as nursery:
             engine_scope = await nursery.start(_run_engine, engine)
 
-            async def listen(*, task_status: trio.TaskStatus[str]) -> None:
+            async def listen(*, task_status: trio.TaskStatus[serving.Addresses]) -> None:
                 await serving.serve_http(
-                    app, config, shutdown=shutdown.wait, task_status=task_status
+                    app,
+                    config,
+                    calls=GrpcServer(state).serve,
+                    shutdown=shutdown.wait,
+                    task_status=task_status,
                 )
                 closed.set()
 
-            url = await nursery.start(listen)
+            told = await nursery.start(listen)
             front = Front(
-                url, app, state, opened[0], runner, script, shutdown, engine_scope, closed
+                url=told.url,
+                grpc=told.grpc,
+                app=app,
+                state=state,
+                connections=opened[0],
+                runner=runner,
+                script=script,
+                shutdown=shutdown,
+                engine_scope=engine_scope,
+                closed=closed,
             )
             try:
                 yield front

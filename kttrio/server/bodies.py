@@ -25,18 +25,22 @@ async def read_body(build: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
     return await off_loop(len(body), lambda: build(parse_object(body))), len(body)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request body. Raises BadRequestError."""
+def parse_object(
+    body: bytes, *, what: str = "The request body", unique: bool = False
+) -> dict[str, Any]:
+    """The JSON object of a request body, or whatever `what` calls it. `unique`: it names nothing
+    twice. Raises BadRequestError."""
+    pairs = _refuse_duplicates if unique else None
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=pairs)
+        if b"\\u" in body:
+            _refuse_surrogates(value, what)
     except RecursionError:
-        raise BadRequestError("The request body is nested too deeply.") from None
+        raise BadRequestError(f"{what} is nested too deeply.") from None
     except ValueError as error:
-        raise BadRequestError(f"The request body is not valid JSON: {error}") from None
+        raise BadRequestError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise BadRequestError(f"The request body must be a JSON object, not {word(value)}.")
-    if b"\\u" in body:
-        _refuse_surrogates(value)
+        raise BadRequestError(f"{what} must be a JSON object, not {word(value)}.")
     return value
 
 
@@ -44,12 +48,17 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _refuse_surrogates(value: object) -> None:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("an object names a key twice")
+    return found
+
+
+def _refuse_surrogates(value: object, what: str) -> None:
     """Half a character, as only an escape can spell it, has no token and no UTF-8."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        message = "The request body has an escape (\\ud800 to \\udfff) that is half a character."
+        message = f"{what} has an escape (\\ud800 to \\udfff) that is half a character."
         raise BadRequestError(message) from None
-    except RecursionError:
-        raise BadRequestError("The request body is nested too deeply.") from None

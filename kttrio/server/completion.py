@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import trio
@@ -19,9 +20,12 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import FinishReason, TokenEvent
 from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
+from kttrio.server.meter import Meter
 from kttrio.server.prompting import Prepared
 
-FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+ABORTED = TokenEvent(None, FinishReason.ABORT)
+ERROR = FinishReason.ERROR  # found in the enum anew, it would cost as much as the rest of `feed`
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ class Choice:
 
     def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
         self.finished = False
+        self.end = "abort"
+        """Why it ended: left alone, because nobody waits for it any more."""
         self.stream: EventStream | None = None
         self._index = index
         self._decoder = decoder
@@ -73,23 +79,28 @@ class Choice:
         """Take in one step's news. Never raises: what goes wrong ends this request only."""
         if self.finished:
             return
+        completion = self._completion
         try:
-            if event.finish in FAILURES:
-                self._completion.fail(_engine_failure(event))
+            if event.finish is ERROR:
+                completion.fail(_engine_failure(event))
                 return
+            if completion.waits:
+                completion.begin()
             news = self._decoder.feed(event)
             if isinstance(news, str):
-                self._listener.on_text(self._index, news)
+                if news:
+                    self._listener.on_text(self._index, news)
                 return
             for delta in news:
                 self._tell(delta)
-        except Exception:
-            logger.exception("an answer could not be made from the model's tokens")
-            self._completion.fail(ApiError(500, "The server failed to write the answer."))
+        except Exception as error:
+            log_failure(logger, f"{completion.label}: the answer could not be made", error)
+            completion.fail(ApiError(500, "The server failed to write the answer."))
 
     def _tell(self, delta: Delta) -> None:
         self._listener.on_delta(self._index, delta)
         if delta.finish is not None:
+            self.end = delta.finish
             self.close()
             self._completion.end_if_finished()
 
@@ -103,10 +114,16 @@ class Choice:
 class Completion:
     """A request's sequences, from admission to the last delta. Choice i is sequence i."""
 
-    def __init__(self, prepared: Prepared, listener: Listener) -> None:
+    def __init__(self, prepared: Prepared, listener: Listener, meter: Meter) -> None:
         self.listener = listener
+        self.waits = True
+        """For its first token."""
+        self.was_taken = False
+        """By the engine."""
+        self.ended_at: float | None = None
         self._prepared = prepared
-        self._ended = self._speculates = False
+        self._meter = meter
+        self._speculates = False
         self._choices = [
             Choice(index, decoder, self) for index, decoder in enumerate(prepared.decoders)
         ]
@@ -124,11 +141,47 @@ class Completion:
                     choice.stream = await stack.enter_async_context(stream)
                 except (RequestTooLarge, QueueFull, EngineClosed) as error:
                     raise refusal(error) from error
+            self.was_taken = True
             yield
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By each of which it can be aborted."""
+        intake, client_id = self._prepared.intake, self._prepared.client_id
+        return tuple(filter(None, (intake.request_id, intake.visit_id, client_id)))
+
+    @property
+    def label(self) -> str:
+        """What the log calls it."""
+        intake = self._prepared.intake
+        return f"{intake.request_id} (request {intake.visit_id})"
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival to its end, or to now."""
+        return (self.ended_at or perf_counter()) - self._prepared.intake.arrived
+
+    @property
+    def ends(self) -> list[str]:
+        """Why each choice ended, in OpenAI's words and two more, `abort` and `error`."""
+        return [choice.end for choice in self._choices]
+
+    def begin(self) -> None:
+        """The first token is there."""
+        self.waits = False
+        self._meter.first_tokens.add(self.seconds)
+
+    def abort(self) -> None:
+        """End every choice with what it has, for the reason `abort`."""
+        self.waits = False
+        for choice in self._choices:
+            choice.feed(ABORTED)
 
     def fail(self, error: ApiError) -> None:
         """End the whole request with an error, unless it has ended."""
         for choice in self._choices:
+            if not choice.finished:
+                choice.end = "error"
             choice.close()
         self._end(error)
 
@@ -137,8 +190,8 @@ class Completion:
             self._end(None)
 
     def _end(self, error: ApiError | None) -> None:
-        if not self._ended:
-            self._ended = True
+        if self.ended_at is None:
+            self.ended_at = perf_counter()
             self.listener.on_end(error, self.usage)
 
     @property

@@ -17,6 +17,7 @@ from kttrio.text.output import OutputPipeline, Piece, Reasoning
 from kttrio.text.tool_parsers.base import Content, ToolCallStart
 
 HELD = (ReasoningView.AT_ONCE, ReasoningView.HIDDEN)
+CUT_OFF = (FinishReason.LENGTH, FinishReason.ABORT)
 
 PromptLogprobs = tuple[TokenLogprob | None, ...]
 
@@ -79,36 +80,36 @@ class Decoder:
         return self._pipeline.num_reasoning_tokens
 
     def feed(self, event: TokenEvent) -> Sequence[Delta] | str:
-        """What the event adds: nothing but text comes as a string. More than one delta only where
-        text follows a call."""
+        """What the event adds: nothing but text, or nothing yet, comes as a string. More than one
+        delta only where text follows a call."""
         token, finish, score, prompt_scores, _, accepted, rejected = event
-        pieces: list[Piece] = []
+        found: list[Piece] | str = ""
         if token is not None:
             self.num_tokens += 1
             self.num_accepted += accepted
             self.num_rejected += rejected
             if finish is not FinishReason.STOP or token in self._view.kept_stops:
-                pieces = self._pipeline.push(token)
+                found = self._pipeline.push(token)
             if self._view.token_ids:
                 self._ids.append(token)
         if score is not None:
             self._scores.append(score)
-        if finish is not None or self._pipeline.matched_stop is not None:
-            return self._last(pieces, event)
+        ends = finish is not None or self._pipeline.matched_stop is not None
+        if isinstance(found, str):
+            told = found and (self._scores or self._ids)
+            if not (ends or told or prompt_scores or self._holds_reasoning):
+                return found
+            found = [Content(found)] if found else []
+        if ends:
+            return self._last(found, event)
         if self._holds_reasoning:
-            pieces = self._shown(pieces)
-        if not pieces and prompt_scores is None:
-            return ()
-        if len(pieces) == 1 and not (self._scores or self._ids) and prompt_scores is None:
-            piece = pieces[0]
-            if isinstance(piece, Content):
-                return piece.text
-        return self._deltas(pieces, event)
+            found = self._shown(found)
+        return self._deltas(found, event) if found or prompt_scores else ""
 
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Sequence[Delta]:
         """Whatever is held back anywhere comes out."""
         stop = self._pipeline.matched_stop
-        cut_off = stop is not None or event.finish is FinishReason.LENGTH
+        cut_off = stop is not None or event.finish in CUT_OFF
         pieces = pieces + self._pipeline.finish(cut_off=cut_off)
         if self._holds_reasoning:
             pieces = self._shown(pieces, last=True)

@@ -8,7 +8,8 @@ made in forms.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import TypeVar
 
 import trio
@@ -57,6 +58,9 @@ class Intake:
     """For a request that has none of its own."""
     constraints: Constraints
     """Where answers are held to a form."""
+    visit_id: str | None = None
+    """The id of the HTTP request."""
+    arrived: float = field(default_factory=perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,9 @@ class EchoedPrompt:
 class Prepared:
     """A request's sequences with their decoders, one by one. Choice i is sequence i."""
 
+    intake: Intake
+    client_id: str | None
+    """The client's own name for it."""
     requests: Sequence[GenerateRequest]
     decoders: Sequence[Decoder]
     num_prompt_tokens: int
@@ -100,6 +107,8 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
     sequences = _sequences(intake, [ids] * options.n, params, options.n, images)
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
@@ -134,6 +143,8 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     sequences = _sequences(intake, [prompt.ids for prompt in echoed], params, options.n)
     constraints = await text_constraints(model, options, intake.constraints, count=len(echoed))
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
         [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
         sum(map(len, prompts)),

@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from kttrio.server.connection import Connection
+from kttrio.server.errors import ApiError
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -70,13 +71,20 @@ class EventStream:
     """The response body of one streaming request."""
 
     def __init__(
-        self, connection: Connection, *, chunked: bool, keep_alive: bytes = KEEP_ALIVE
+        self,
+        connection: Connection,
+        *,
+        chunked: bool,
+        keep_alive: bytes = KEEP_ALIVE,
+        patient: bool = False,
     ) -> None:
         """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection. `keep_alive`:
-        what a silent stream carries."""
+        what a silent stream carries. `patient`: the head waits for the first event."""
         self._connection = connection
         self._chunked = chunked
         self._keep_alive = keep_alive
+        self._patient = patient
+        self._refusal: ApiError | None = None
         self._held: list[bytes] | None = []
         self._ended = False
         self._attention = trio.Event()
@@ -86,12 +94,22 @@ class EventStream:
         """Send now, in the caller's time slice. Before `run` and behind a slow client: keep."""
         if self._held is not None:
             self._held.append(events)
+            self._attention.set()
             return
         self._last_put = perf_counter()
         if self._chunked:
             events = b"%x\r\n%b\r\n" % (len(events), events)
         if not self._connection.push(events):
             self._attention.set()
+
+    def fail(self, error: ApiError, told: bytes) -> None:
+        """End with the event `told`. Where a patient stream has not begun, `run` raises the error
+        instead."""
+        if self._patient and self._held == []:
+            self._refusal = error
+        else:
+            self.put(told)
+        self.end()
 
     def end(self) -> None:
         """No event follows; `run` returns when the last one is written."""
@@ -103,6 +121,10 @@ class EventStream:
 
         Ends early, without complaint, when the client is gone: quart cancels the request.
         """
+        if self._patient:
+            await self._attention.wait()
+            if self._refusal is not None:
+                raise self._refusal
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         held, self._held = self._held or [], None
         if held:

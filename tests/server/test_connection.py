@@ -10,6 +10,7 @@ import trio.testing
 
 from kttrio.config import ServerConfig
 from kttrio.server import connection as connection_module
+from kttrio.server import http1
 from tests.http_front import (
     ANSWER,
     Client,
@@ -260,7 +261,7 @@ async def test_an_exception_in_a_connection_is_logged_and_ends_it_only(
 ) -> None:
     async with running_front() as front:
         with monkeypatch.context() as broken:
-            broken.setattr(connection_module.Http1, "handle", None)
+            broken.setattr(http1.Http1, "handle", None)
             client = await front.connect()
             await client.stream.send_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
             assert await client.is_closed()

@@ -40,7 +40,7 @@ def feed_all(
     for i, token in enumerate(ids):
         score = TokenLogprob(token, -1.0) if scores else None
         news = decoder.feed(TokenEvent(token, finish if i == len(ids) - 1 else None, score))
-        deltas += [Delta(news)] if isinstance(news, str) else news
+        deltas += [Delta(news)] * bool(news) if isinstance(news, str) else news
         if deltas and deltas[-1].finish:
             break
     return deltas
@@ -55,7 +55,7 @@ def test_half_a_character_is_nothing_yet(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ÿ")
     assert len(ids) == 2
     one = decoder(tokenizer)
-    assert one.feed(TokenEvent(ids[0])) == ()
+    assert one.feed(TokenEvent(ids[0])) == ""
     assert one.feed(TokenEvent(ids[1])) == "ÿ"
     cut = feed_all(decoder(tokenizer), ids[:1], LENGTH)
     assert cut == [Delta("\ufffd", finish="length", calls=[], logprobs=[])]

@@ -70,7 +70,7 @@ async def test_operations_have_names_of_their_own_and_tell_their_parameters() ->
 
 @pytest.mark.parametrize("keyed", [True, False])
 async def test_keys_are_told_where_they_are_asked_for(keyed: bool) -> None:
-    async with running_front(config=ServerConfig(api_key="key" if keyed else None)) as front:
+    async with running_front(config=ServerConfig(api_key=("key",) * keyed)) as front:
         document = (await front.ask("GET", "/openapi.json", X_Api_Key="key")).json()
     assert ("security" in document) is keyed
     assert document["paths"]["/health"]["get"]["security"] == []

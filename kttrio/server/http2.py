@@ -1,0 +1,462 @@
+"""HTTP/2 over a connection: its streams, bounded in both directions, and a handler for each.
+
+Of hypercorn only its engine, h2, is used: hypercorn's own HTTP/2 buffers without limit what a
+client does not read, and one request that is slow to read its body stalls all others of its
+connection. Here nothing waits while frames are taken in, so no stream waits for another. A stream
+whose client reads nothing is reset, a connection with too much unread or too many frames that ask
+for nothing is closed. What the streams say is not known here.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import inf
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import trio
+
+from kttrio.server import connection as connections
+from kttrio.server.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+ALPN = ["h2"]
+MAX_STREAMS = 128
+STREAM_WINDOW = 1 << 16
+"""Bytes of a stream's body that may wait for its handler."""
+MAX_HEADER_BYTES = 1 << 14
+MAX_STREAM_UNSENT = 1 << 20
+"""Bytes that may wait for a client to read one stream, beside the longest push."""
+IDLE_FRAMES = 1000
+IDLE_FRAMES_PER_SECOND = 100.0
+"""Frames that ask for nothing: so many at once, and so many a second in the long run."""
+GOAWAY = struct.Struct(">xHBBIII")
+"""A frame's length, type, flags and stream, and what it says."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+Handler = Callable[["Stream"], Awaitable[None]]
+Code = h2.errors.ErrorCodes
+
+
+class ServerEnds(Exception):
+    """The server ends, and waits for no more of a request."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """How many more idle frames are borne: it shrinks with each and comes back with time."""
+
+    left: float = IDLE_FRAMES
+    seen: float = field(default_factory=trio.current_time)
+
+    def bear(self, num_frames: int) -> bool:
+        """Whether so many more are borne now."""
+        now = trio.current_time()
+        earned = (now - self.seen) * IDLE_FRAMES_PER_SECOND
+        self.left, self.seen = min(self.left + earned, IDLE_FRAMES) - num_frames, now
+        return self.left >= 0
+
+    def earn(self, num_frames: int) -> None:
+        """Frames that the client may send because we sent some: an answer is acknowledged."""
+        self.left += num_frames
+
+
+@dataclass(slots=True)
+class Http2Speaker:
+    """Serves a handler over HTTP/2, with prior knowledge or by ALPN."""
+
+    handler: Handler
+    tls: ssl.SSLContext | None
+
+    @property
+    def refusal(self) -> bytes:
+        """A server's preface and its farewell."""
+        engine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        engine.initiate_connection()
+        engine.close_connection(Code.ENHANCE_YOUR_CALM)
+        return engine.data_to_send()
+
+    async def begin_close(self) -> None:
+        """Each connection says so itself."""
+
+    async def serve(self, connection: Connection) -> None:
+        await Session(connection, self.handler).run()
+
+
+class Stream:
+    """One request and its answer. All but `receive` and `flush` is done at once.
+
+    The handler is cancelled when the client resets the stream, or leaves, or is cut.
+    """
+
+    def __init__(self, session: Session, number: int, headers: Headers) -> None:
+        self.headers = dict(headers)
+        self.number = number
+        self.scope = trio.CancelScope()
+        """The handler's."""
+        self._session = session
+        self._arrived: deque[tuple[bytes, int]] = deque()
+        self._arriving = True
+        self._news = trio.Event()
+        self._unsent = bytearray()
+        self._longest = 0
+        self._trailers: Headers | None = None
+        self._sending = True
+        self._moved = trio.Event()
+
+    # The request
+
+    async def receive(self) -> bytes:
+        """The next piece of the body, b"" at its end. Raises ServerEnds."""
+        while not self._arrived:
+            if not self._arriving:
+                return b""
+            if self._session.closing:
+                raise ServerEnds
+            self._news = trio.Event()
+            await self._news.wait()
+        data, num_bytes = self._arrived.popleft()
+        self._session.acknowledge(self, num_bytes)
+        return data
+
+    def take(self, data: bytes, num_bytes: int) -> None:
+        """A piece of the body has arrived; with its padding it took `num_bytes` of the window."""
+        if self.scope.cancel_called or not self._sending or not data:
+            self._session.acknowledge(self, num_bytes)
+            return
+        self._arrived.append((data, num_bytes))
+        self._news.set()
+
+    def take_end(self) -> None:
+        self._arriving = False
+        self._news.set()
+
+    def begin_close(self) -> None:
+        """Wake whoever waits for more of the request."""
+        self._news.set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether both sides have said all."""
+        return not (self._arriving or self._sending)
+
+    # The answer
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the client's window or for the connection."""
+        return len(self._unsent)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something can be sent, or is still to be."""
+        return self._sending
+
+    def start(self, headers: Headers, *, end: bool = False) -> None:
+        """Send the head of the answer; with `end` that is all of it."""
+        if self._sending:
+            self._sending = not end
+            self._session.send_headers(self, headers, end=end)
+
+    def push(self, data: bytes) -> bool:
+        """Send now what the client takes; False when some waits for `flush`. Never raises."""
+        if not self._sending:
+            return True
+        self._longest = max(self._longest, len(data))
+        self._unsent += data
+        self._session.pump(self)
+        if len(self._unsent) > self._longest + MAX_STREAM_UNSENT:
+            logger.warning("a client leaves %d bytes of a stream unread", len(self._unsent))
+            self.reset(Code.ENHANCE_YOUR_CALM)
+        return not self._unsent
+
+    def end(self, trailers: Headers) -> None:
+        """Nothing follows but what waits, and `trailers`."""
+        self._trailers = trailers
+        self._session.pump(self)
+
+    async def flush(self) -> None:
+        """Wait until nothing waits. A client that takes nothing for the write timeout loses the
+        stream."""
+        while self._unsent:
+            limit = self._session.write_timeout
+            with trio.move_on_after(limit) as deadline:
+                await self._moved.wait()
+            if deadline.cancelled_caught:
+                logger.warning("a client has read nothing of a stream for %g s", limit)
+                self.reset(Code.CANCEL)
+        await trio.lowlevel.checkpoint()  # goes no further where the stream is lost
+
+    def send_frame(self, most: int) -> bytes:
+        """Take what one frame holds from what waits."""
+        data = bytes(self._unsent[:most])
+        del self._unsent[:most]
+        self._note_move()
+        return data
+
+    def take_trailers(self) -> Headers | None:
+        """The trailers, once, when nothing waits any more."""
+        if self._unsent or self._trailers is None or not self._sending:
+            return None
+        self._sending = False
+        return self._trailers
+
+    def reset(self, code: Code) -> None:
+        """Give the stream up, and let the client know."""
+        self._session.reset(self, code)
+
+    def lose(self) -> None:
+        """The stream is gone: cancel what runs for it."""
+        self._sending = self._arriving = False
+        self._unsent.clear()
+        self._note_move()
+        self.scope.cancel()
+
+    def _note_move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+
+class Session:
+    """One client and its streams."""
+
+    def __init__(self, connection: Connection, handler: Handler) -> None:
+        self._connection = connection
+        self._handler = handler
+        self._engine = h2.connection.H2Connection(
+            h2.config.H2Configuration(client_side=False, header_encoding=None)
+        )
+        self._streams: dict[int, Stream] = {}
+        self._last = 0
+        self._patience = Patience()
+        self._farewell = Code.NO_ERROR
+        self._attention = trio.Event()
+        self._tasks: trio.Nursery
+
+    async def run(self) -> None:
+        """Serve streams until either side closes, or the server ends and the last one is over."""
+        connection = self._connection
+        connection.on_closing = self._begin_close
+        connection.stop_reading_in(connection.pool.config.header_timeout)
+        async with trio.open_nursery() as self._tasks:
+            self._tasks.start_soon(self._write)
+            self._greet()
+            with suppress(trio.BrokenResourceError), connection.reading:
+                while data := await connection.receive():
+                    self._take(data)
+            for stream in list(self._streams.values()):
+                self._drop(stream)
+            self._tasks.cancel_scope.cancel()
+        connection.push(_goaway(self._last, self._farewell))
+        await connection.linger()
+
+    def _greet(self) -> None:
+        """Say what is allowed. It binds the client, and h2, once the client has agreed."""
+        codes = h2.settings.SettingCodes
+        self._engine.initiate_connection()
+        self._engine.update_settings(
+            {
+                codes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                codes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
+                codes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            }
+        )
+        # The connection's window holds all streams' together: none takes another's.
+        self._engine.increment_flow_control_window((MAX_STREAMS - 1) * STREAM_WINDOW)
+        self._send()
+
+    # Taking frames in: nothing waits here
+
+    def _take(self, data: bytes) -> None:
+        try:
+            for event in self._engine.receive_data(data):
+                self._on_event(event)
+        except h2.exceptions.ProtocolError as error:
+            logger.debug("a client does not speak HTTP/2: %s", error)
+            self._farewell = error.error_code
+            self._connection.stop_reading()
+        self._send()
+        self._pump_all()
+
+    def _on_event(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.RequestReceived():
+                self._open(event)
+            case h2.events.DataReceived():
+                self._take_data(event)
+            case h2.events.StreamEnded():
+                if stream := self._streams.get(event.stream_id or 0):
+                    stream.take_end()
+            case h2.events.StreamReset():
+                self._bear(1)
+                self._drop(self._streams.get(event.stream_id or 0))
+            case h2.events.ConnectionTerminated():
+                self._connection.stop_reading()
+            case h2.events.SettingsAcknowledged():
+                self._set_idle()
+            case _:
+                self._bear(1)
+
+    def _open(self, event: h2.events.RequestReceived) -> None:
+        number = self._last = event.stream_id or 0
+        if len(self._streams) >= MAX_STREAMS or self._connection.pool.closing:
+            self._bear(1)
+            self._engine.reset_stream(number, Code.REFUSED_STREAM)
+            return
+        stream = self._streams[number] = Stream(self, number, _fields(event))
+        self._connection.stop_reading_in(inf)
+        self._tasks.start_soon(self._serve, stream)
+
+    def _take_data(self, event: h2.events.DataReceived) -> None:
+        self._bear(0 if event.data else 1)
+        num_bytes = event.flow_controlled_length or 0
+        if stream := self._streams.get(event.stream_id or 0):
+            stream.take(event.data or b"", num_bytes)
+        else:
+            self._acknowledge(event.stream_id or 0, num_bytes)
+
+    def _bear(self, num_frames: int) -> None:
+        """Close the connection of a client that sends too much of what asks for nothing."""
+        if not self._patience.bear(num_frames) and self._farewell is Code.NO_ERROR:
+            logger.warning("a client sends too many frames that ask for nothing, and is cut")
+            self._farewell = Code.ENHANCE_YOUR_CALM
+            self._connection.stop_reading()
+
+    # Streams
+
+    async def _serve(self, stream: Stream) -> None:
+        with stream.scope:
+            try:
+                await self._handler(stream)
+                await stream.flush()
+            except Exception:
+                logger.exception("a request over HTTP/2 failed")
+        if stream.is_open:
+            self.reset(stream, Code.INTERNAL_ERROR)
+        elif not stream.complete:
+            self.reset(stream, Code.NO_ERROR)  # its body is not needed any more
+        self._drop(stream)
+
+    def _drop(self, stream: Stream | None) -> None:
+        if stream is None:
+            return
+        stream.lose()
+        self._streams.pop(stream.number, None)
+        self._set_idle()
+
+    def _set_idle(self) -> None:
+        if self._streams:
+            return
+        if self._connection.pool.closing:
+            self._connection.stop_reading()
+        else:
+            self._connection.stop_reading_in(self._connection.pool.config.idle_timeout)
+
+    def _begin_close(self) -> None:
+        # Not by h2, which would then let no stream go on.
+        self._connection.push(_goaway(self._last, Code.NO_ERROR))
+        for stream in self._streams.values():
+            stream.begin_close()
+        self._set_idle()
+
+    # What streams ask for
+
+    @property
+    def write_timeout(self) -> float:
+        """Seconds after which a client that reads nothing of a stream loses it."""
+        return self._connection.write_timeout
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server ends."""
+        return self._connection.pool.closing
+
+    def acknowledge(self, stream: Stream, num_bytes: int) -> None:
+        """So many bytes of the stream's body wait no more."""
+        self._acknowledge(stream.number, num_bytes)
+        self._send()
+
+    def _acknowledge(self, number: int, num_bytes: int) -> None:
+        if num_bytes:
+            with suppress(h2.exceptions.ProtocolError):
+                self._engine.acknowledge_received_data(num_bytes, number)
+
+    def send_headers(self, stream: Stream, headers: Headers, *, end: bool) -> None:
+        """Send with the next frame of the stream, or now where it is the last."""
+        with suppress(h2.exceptions.ProtocolError):
+            self._engine.send_headers(stream.number, headers, end_stream=end)
+        if end:
+            self._send()
+
+    def reset(self, stream: Stream, code: Code) -> None:
+        """End the stream at once."""
+        with suppress(h2.exceptions.ProtocolError):
+            self._engine.reset_stream(stream.number, code)
+        self._send()
+        self._drop(stream)
+
+    def pump(self, stream: Stream) -> None:
+        """Send what the stream has, as far as both windows and the kernel take it."""
+        while stream.unsent and not self._connection.unsent and (most := self._room(stream)):
+            with suppress(h2.exceptions.ProtocolError):
+                self._engine.send_data(stream.number, stream.send_frame(most))
+            self._patience.earn(2)
+            if stream.unsent:
+                self._send()
+        if (trailers := stream.take_trailers()) is not None:
+            self.send_headers(stream, trailers, end=True)
+        self._send()
+        self._weigh()
+
+    def _room(self, stream: Stream) -> int:
+        try:
+            window = self._engine.local_flow_control_window(stream.number)
+        except h2.exceptions.ProtocolError:
+            return 0  # closed; the event is on its way
+        return max(0, min(window, self._engine.max_outbound_frame_size))
+
+    # Writing
+
+    def _send(self) -> None:
+        data = self._engine.data_to_send()
+        if data and not self._connection.push(data):
+            self._attention.set()
+
+    def _weigh(self) -> None:
+        """Cut a client that leaves too much unread on all its streams together."""
+        unsent = [stream.unsent for stream in self._streams.values() if stream.unsent]
+        if sum(unsent) > connections.MAX_UNSENT + max(unsent, default=0):
+            logger.warning("a client leaves %d bytes of its streams unread", sum(unsent))
+            self._connection.cut()
+
+    async def _write(self) -> None:
+        """Write what the kernel did not take at once; then the streams may go on."""
+        while True:
+            await self._attention.wait()
+            self._attention = trio.Event()
+            await self._connection.flush()
+            self._pump_all()
+
+    def _pump_all(self) -> None:
+        for stream in list(self._streams.values()):
+            if stream.unsent:
+                self.pump(stream)
+
+
+def _fields(event: h2.events.RequestReceived) -> Headers:
+    return [(bytes(name), bytes(value)) for name, value in event.headers or ()]
+
+
+def _goaway(last_stream: int, code: Code) -> bytes:
+    return GOAWAY.pack(8, 7, 0, 0, last_stream, code)

@@ -6,7 +6,7 @@ depends on comes with its request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from types import MappingProxyType
@@ -37,6 +37,7 @@ from kttrio.server.openai_sampling import sampling_options
 from kttrio.server.records import Nested, given, ignored, read, refused
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.responses_input import INPUT, Input, image_sources, template_messages
+from kttrio.server.responses_output import write_json
 from kttrio.server.responses_tools import (
     TOOL_CHOICE,
     TOOLS,
@@ -169,8 +170,8 @@ class AskedResponse:
     chat: ChatRequest
     summarize: bool
     """Reasoning is told as a summary."""
-    echo: Mapping[str, Any]
-    """What the response repeats of its request."""
+    echo: str
+    """What the response repeats of its request: a JSON object."""
 
 
 def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> AskedResponse:
@@ -189,8 +190,11 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
         forced_calls=use.forced_calls,
         template_kwargs=template_kwargs(body.chat_template_kwargs, thinks.effort),
     )
+    written = write_json(_echo(body, value, functions))
     summarize = (thinks.summary or thinks.generate_summary) is not None
-    return AskedResponse(chat=chat, summarize=summarize, echo=_echo(body, value, functions))
+    return AskedResponse(
+        chat=chat, summarize=summarize, echo=write_json(_echo(body, value, functions))
+    )
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from kttrio.server.grpc_status import RpcError, Status
 from kttrio.server.http2 import Stream
 from kttrio.server.keys import Keys, presented
 from kttrio.server.state import AppState
+from kttrio.server.visits import Visits
 
 INFERENCE, HEALTH = f"/{grpc_inference.NAME}", f"/{grpc_health.NAME}"
 POLLED = frozenset(
@@ -29,6 +30,7 @@ class GrpcServer:
     def __init__(self, state: AppState) -> None:
         self._config = state.config
         self._keys = Keys(state.config)
+        self._visits = Visits(state.config, state.meter.calls, polled=POLLED)
         inference, health = InferenceService(state), HealthService(state)
         self._methods: dict[str, Run] = {
             f"{HEALTH}/Check": health.check,
@@ -42,11 +44,22 @@ class GrpcServer:
         """Answer one call."""
         if not is_grpc(stream):
             return
-        config = self._config
+        config, fields = self._config, stream.headers
+        given = fields.get(b"x-request-id", b"")
+        visit = self._visits.open("POST", fields.get(b":path", b""), stream.client, given)
         call = Call(
-            stream, max_message_bytes=config.max_body_bytes, body_timeout=config.body_timeout
+            stream,
+            request_id=visit.id,
+            max_message_bytes=config.max_body_bytes,
+            body_timeout=config.body_timeout,
         )
-        await call.run(self._run)
+        if call.path in self._methods:
+            visit.route = call.path
+        try:
+            await call.run(self._run)
+        finally:
+            visit.status = call.status.name
+            self._visits.close(visit)
 
     async def _run(self, call: Call) -> None:
         if call.path not in POLLED:

@@ -91,6 +91,11 @@ class Stream:
         self._sending = True
         self._moved = trio.Event()
 
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Who asks; None when it is gone."""
+        return self._session.client
+
     # The request
 
     async def receive(self) -> bytes:
@@ -220,6 +225,15 @@ class Session:
         self._farewell = Code.NO_ERROR
         self._attention = trio.Event()
         self._tasks: trio.Nursery
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """The other side; None when it is gone."""
+        try:
+            client, _ = self._connection.ends
+        except OSError:
+            return None
+        return client
 
     async def run(self) -> None:
         """Serve streams until either side closes, or the server ends and the last one is over."""

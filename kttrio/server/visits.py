@@ -1,5 +1,6 @@
-"""One HTTP request from its head to its end: its id, who asked, what came of it, and the line in
-the log that says so. Wraps the app, so that errors and streams pass here like all else.
+"""One request from its head to its end: its id, who asked, what came of it, and the line in the
+log that says so. Wraps the HTTP app, so that errors and streams pass here like all else; calls of
+gRPC are opened and closed by grpc_server.py.
 
 Never written down: bodies, query strings, header fields, anything that may be a secret.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,12 +20,13 @@ from typing import Any
 from kttrio.config import ServerConfig
 from kttrio.server.cors import Cors, Headers
 from kttrio.server.failures import log_failure
-from kttrio.server.meter import Meter
+from kttrio.server.meter import Ended, Meter
 
 logger = logging.getLogger("kttrio.access")
 
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Address = tuple[str, int]
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 NO_ROUTE = "none"
@@ -31,7 +35,7 @@ LEFT = 499
 SHOWN_PATH = 200
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 POLLED = frozenset({"/health", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"})
-"""Paths that are asked every few seconds: their lines are for debugging."""
+"""Paths that monitors ask every few seconds."""
 
 
 @dataclass(slots=True)
@@ -45,7 +49,8 @@ class Visit:
     began: float
     route: str = NO_ROUTE
     """The rule that the path matches: there are few of them, whatever clients send."""
-    status: int = LEFT
+    status: int | str = LEFT
+    """HTTP's, or the name of gRPC's."""
     outcome: str = ""
     """What the model did, as words of the log line."""
 
@@ -59,6 +64,38 @@ VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The request that this task works for."""
 
 
+class Visits:
+    """Where requests of one protocol begin and end."""
+
+    def __init__(
+        self, config: ServerConfig, ended: Counter[Ended], *, polled: Collection[str]
+    ) -> None:
+        """`ended` counts them; the lines of what is `polled` are for debugging."""
+        self._logs = config.access_log
+        self._ended = ended
+        self._polled = polled
+
+    def open(self, method: str, path: bytes, client: Address | None, given: bytes) -> Visit:
+        """A request comes in. `given`: the id that the client has for it, if any."""
+        host, port = client or ("unknown", 0)
+        visit = Visit(
+            id=given.decode() if ID.fullmatch(given) else f"req-{secrets.token_hex(16)}",
+            method=method if method in METHODS else "OTHER",
+            path=path.decode("ascii", "replace")[:SHOWN_PATH],
+            client=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            began=perf_counter(),
+        )
+        VISIT.set(visit)
+        return visit
+
+    def close(self, visit: Visit) -> None:
+        """It is answered, or its client is gone."""
+        self._ended[visit.method, visit.route, str(visit.status)] += 1
+        if self._logs:
+            level = logging.DEBUG if visit.path in self._polled else logging.INFO
+            logger.log(level, "%s", visit.line(perf_counter() - visit.began))
+
+
 def named() -> str:
     """The request that this task works for, as the log calls it."""
     visit = VISIT.get()
@@ -68,16 +105,15 @@ def named() -> str:
 class Reception:
     """Where every request comes in and every answer goes out."""
 
-    def __init__(self, config: ServerConfig, meter: Meter, new_id: Callable[[str], str]) -> None:
+    def __init__(self, config: ServerConfig, meter: Meter) -> None:
         self._cors = Cors(config.allowed_origins)
-        self._logs = config.access_log
-        self._meter = meter
-        self._new_id = new_id
+        self._visits = Visits(config, meter.visits, polled=POLLED)
 
     async def receive(self, app: App, scope: Any, receive: Any, send: Send) -> None:
         """Have `app` answer the request of `scope`."""
         fields = dict(scope["headers"])
-        visit = self._open(scope, fields)
+        given = fields.get(b"x-request-id", b"")
+        visit = self._visits.open(scope["method"], scope["raw_path"], scope["client"], given)
         added = [(b"x-request-id", visit.id.encode()), *self._cors.headers(fields)]
 
         async def answer(message: Any) -> None:
@@ -86,7 +122,6 @@ class Reception:
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
-        VISIT.set(visit)
         try:
             permission = self._cors.preflight(scope["method"], fields)
             if permission is None:
@@ -96,24 +131,7 @@ class Reception:
         except Exception as error:  # inside an answer: hypercorn closes what is left open
             log_failure(logger, f"{named()} broke off", error)
         finally:
-            self._close(visit)
-
-    def _open(self, scope: Any, fields: Mapping[bytes, bytes]) -> Visit:
-        given = fields.get(b"x-request-id", b"")
-        host, port = scope["client"] or ("unknown", 0)
-        return Visit(
-            id=given.decode() if ID.fullmatch(given) else self._new_id("req"),
-            method=scope["method"] if scope["method"] in METHODS else "OTHER",
-            path=scope["raw_path"].decode("ascii", "replace")[:SHOWN_PATH],
-            client=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            began=perf_counter(),
-        )
-
-    def _close(self, visit: Visit) -> None:
-        self._meter.visits[visit.method, visit.route, visit.status] += 1
-        if self._logs:
-            level = logging.DEBUG if visit.path in POLLED else logging.INFO
-            logger.log(level, "%s", visit.line(perf_counter() - visit.began))
+            self._visits.close(visit)
 
 
 async def _permit(permission: Headers, answer: Send) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from kttrio.config import ServerConfig
+from tests.http2_client import INFERENCE, http2_client, infer_request
 from tests.http_front import Front, Reply, chat_body, running_front
 
 ACCESS = "kttrio.access"
@@ -35,9 +36,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
     ]
 
 
-async def last_line(front: Front, caplog: pytest.LogCaptureFixture) -> dict[str, str]:
-    """Of a request that is answered already: its task may still be on its way out."""
-    while any(not c._idle for c in front.connections.open) or not lines(caplog):
+async def last_line(caplog: pytest.LogCaptureFixture, number: int = 1) -> dict[str, str]:
+    """As soon as there are so many: a task may still be on its way out when its client has all."""
+    while len(lines(caplog)) < number:
         await trio.lowlevel.checkpoint()
     return lines(caplog)[-1]
 
@@ -90,7 +91,7 @@ async def test_a_line_tells_what_was_asked_and_what_came_of_it(
         path = "/v1/chat/completions"
         await front.ask("POST", f"{path}?api_key=secret", body, X_Request_Id="me")
         await front.idle()
-        line = await last_line(front, caplog)
+        line = await last_line(caplog)
     assert float(line.pop("seconds")) > 0
     assert re.fullmatch(r"127\.0\.0\.1:\d+", line.pop("client"))
     assert int(line.pop("prompt_tokens")) > 0
@@ -116,7 +117,7 @@ async def test_a_client_that_leaves_is_told_of(caplog: pytest.LogCaptureFixture)
                 await client.begin()
             await client.stream.aclose()
             await front.idle()
-            line = await last_line(front, caplog)
+            line = await last_line(caplog)
             assert (line["status"], line["finish"]) == (status, "abort")
             caplog.clear()
 
@@ -126,7 +127,7 @@ async def test_what_is_polled_is_for_debugging(caplog: pytest.LogCaptureFixture)
         for path in ("/health", "/metrics", "/ping"):
             await front.ask("GET", path)
         await front.ask("GET", "/v1/models")
-        await last_line(front, caplog)
+        await last_line(caplog)
         assert [line["path"] for line in lines(caplog)] == ["/v1/models"]
 
 
@@ -138,9 +139,9 @@ async def test_it_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_a_path_forges_no_line(caplog: pytest.LogCaptureFixture) -> None:
     async with running_front() as front:
-        for path in ("/a%0Amethod=GET%20status=200", "/" + "long" * 100):
+        for number, path in enumerate(("/a%0Amethod=GET%20status=200", "/" + "long" * 100)):
             assert (await front.ask("GET", path)).status == 404
-            line = await last_line(front, caplog)
+            line = await last_line(caplog, number + 1)
             assert line["status"] == "404"
             assert len(line["path"]) <= 200
 
@@ -216,3 +217,32 @@ async def test_nor_when_it_makes_us_fail(
     assert "builtins.KeyError" in caplog.text
     assert "in fail" in caplog.text
     assert CANARY not in caplog.text.replace("{CANARY}", "").replace("(CANARY)", "")
+
+
+async def test_calls_of_grpc_have_ids_lines_and_counts(caplog: pytest.LogCaptureFixture) -> None:
+    config = ServerConfig(grpc_port=0, api_key=(KEY,))
+    async with running_front(config=config) as front, http2_client(front) as client:
+        front.script.text = f"I heard {CANARY}."
+        request = infer_request(CANARY, request_id=CANARY, max_tokens=3).SerializeToString()
+        key, name = ("x-api-key", KEY), ("x-request-id", "mine")
+        answer = await client.call(f"{INFERENCE}/ModelInfer", request, key, name)
+        assert (answer.status, answer.headers["x-request-id"]) == (0, "mine")
+        refused = await client.call(f"{INFERENCE}/ModelInfer", request, name)
+        assert (refused.status, refused.headers["x-request-id"]) == (16, "mine")
+        unknown = await client.call(f"/{CANARY}/Nothing", b"", key)
+        assert unknown.headers["x-request-id"].startswith("req-")
+        await client.call(f"{INFERENCE}/ServerLive", b"")
+        calls = {(route, status) for _, route, status in front.state.meter.calls}
+        route = f"{INFERENCE}/ModelInfer"
+        assert calls == {
+            (route, "OK"),
+            (route, "UNAUTHENTICATED"),
+            ("none", "UNIMPLEMENTED"),
+            (f"{INFERENCE}/ServerLive", "OK"),
+        }
+        assert front.state.meter.connections == 1
+    told, *others = lines(caplog)
+    assert (told["path"], told["status"], told["request"]) == (route, "OK", "mine")
+    assert (told["completion_tokens"], told["finish"]) == ("3", "length")
+    assert [line["status"] for line in others] == ["UNAUTHENTICATED", "UNIMPLEMENTED"]
+    assert CANARY not in caplog.text.replace(f"/{CANARY}/Nothing", "")

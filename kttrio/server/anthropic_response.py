@@ -6,8 +6,10 @@ The streaming path is kept short: each block's delta is one prepared event, fill
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 from kttrio.server import sse
@@ -27,14 +29,26 @@ from kttrio.server.decoding import (
 from kttrio.server.errors import ApiError, aborted
 
 HOLE = "%text%"
-ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
+ERROR_TYPES: Mapping[int, str] = MappingProxyType(
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        503: "overloaded_error",
+    }
+)
+STOP_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "stop": "end_turn",
+        "tool_calls": "tool_use",
+        "length": "max_tokens",
+        "abort": "max_tokens",  # there is no better word for an answer that was cut off
+    }
+)
+UNTHREADED: Mapping[str, Any] = MappingProxyType({"error_code": "thread_unsupported_request"})
+"""Has Anthropic's tool runner send the whole history, instead of a thread to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +97,16 @@ def read_input(arguments: str) -> dict[str, Any]:
     """A call's arguments; none where the model was cut off before their end, for half of them must
     not be taken for all."""
     try:
-        value = json.loads(arguments, parse_constant=str)
+        value = json.loads(arguments, parse_constant=str, parse_float=_number)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _number(spelled: str) -> float | str:
+    """Models may write numbers that JSON cannot say again: those stay text."""
+    number = float(spelled)
+    return number if isfinite(number) else spelled
 
 
 def _begun_call(id: str | None, name: str | None) -> dict[str, Any]:
@@ -99,7 +119,7 @@ def stop_fields(
     """Why the answer ended, in Anthropic's words."""
     if isinstance(matched, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": matched}
-    reason = {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}[finish or ""]
+    reason = STOP_REASONS[finish or "stop"]
     if finish == "length" and usage.completion_tokens < max_tokens:
         reason = "model_context_window_exceeded"
     return {"stop_reason": reason, "stop_sequence": None}
@@ -211,4 +231,5 @@ def error_body(error: ApiError) -> dict[str, Any]:
     kind, message = ERROR_TYPES.get(error.status, usual), error.message
     if error.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # agents look for it, and shorten their history
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    details = {"details": dict(UNTHREADED)} if error.param == "thread" else {}
+    return {"type": "error", "error": {"type": kind, "message": message, **details}}

@@ -22,6 +22,7 @@ from kttrio.server.kinds import (
     OneOf,
     Strings,
     Text,
+    check_type,
     refuse,
 )
 from kttrio.server.loose import Loose, alone
@@ -31,6 +32,7 @@ from kttrio.server.openai_sampling import (
     MAX_ID,
     MAX_STOPS,
     TokenIds,
+    check_ids,
     sampling_options,
 )
 from kttrio.server.prompting import DEFAULT_TEXT_TOKENS
@@ -218,7 +220,7 @@ def ask_tensors(
     values: dict[str, Any] = {}
     for tensor in inputs:
         if tensor.name in values:
-            refuse(tensor.name[:200], "is given twice")
+            refuse(tensor.name, "is given twice")
         values[tensor.name] = _value(tensor)
     return ask([values, parameters], outputs=outputs, vocab_size=vocab_size)
 
@@ -227,7 +229,7 @@ def _value(tensor: Tensor) -> list[Any]:
     """The elements as JSON would have them. Raises BadRequestError."""
     name = tensor.name.removeprefix(PREFIX)
     if name not in KNOWN:
-        refuse(tensor.name[:200], "is no input of this model: see its metadata")
+        refuse(tensor.name, "is no input of this model: see its metadata")
     spec = SPECS.get(name)
     if spec is not None and not _fits(tensor.datatype, spec.datatype):
         refuse(tensor.name, f"must be {spec.datatype}, not {tensor.datatype}")
@@ -256,7 +258,7 @@ def ask(
     """The request that named values make, wherever they stand. `outputs`: by name, in order; None:
     the text, and those that flags ask for. Raises BadRequestError."""
     try:
-        inputs = read(Inputs, _spelled(_gathered(sources)))
+        inputs = read(Inputs, _gathered(sources))
     except RecursionError:
         raise BadRequestError("An input is nested too deeply.") from None
     named = _outputs(inputs) if outputs is None else _checked(outputs)
@@ -276,39 +278,27 @@ def _gathered(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         _note(gathered, name, value)
     for alias, name in ALIASES.items():
         _note(gathered, name, gathered.get(alias))
-    return {name: value for name, value in gathered.items() if value is not None}
+    return gathered
 
 
 def _note(values: dict[str, Any], name: str, value: Any) -> None:
-    """Two names for one thing, or two places, must say the same."""
-    known = values.get(name)
-    if known is None:
-        values[name] = value
-    elif value is not None and alone(known) != alone(value):
-        refuse(name[:200], "is given twice, with different values")
+    """Keep a known value as its kind reads it. Two names for one thing, or two places, must say the
+    same."""
+    if name not in KNOWN or value is None:
+        return
+    kind = KINDS.get(name)
+    value = alone(value) if kind is None else Loose(kind).spelled(value, name)
+    if values.setdefault(name, value) != value:
+        refuse(name, "is given twice, with different values")
 
 
 def _sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    text = alone(values.get("sampling_parameters"))
-    if text is None or text == "":
-        return {}
     name = "sampling_parameters"
+    text = values.pop(name, None) or {}
     if isinstance(text, str):
         text = parse_object(text.encode(errors="replace"), what=f"'{name}'")
-    if not isinstance(text, dict):
-        refuse(name, "must be a JSON object in a string", "invalid_type")
-    values[name] = ""
-    return {str(key): value for key, value in text.items() if key not in ("text_input", name)}
-
-
-def _spelled(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as their kinds read them."""
-    return {name: _spell(name, value) for name, value in values.items() if name in KNOWN}
-
-
-def _spell(name: str, value: Any) -> Any:
-    kind = KINDS.get(name)
-    return alone(value) if kind is None else Loose(kind).spelled(value, name)
+    check_type(text, dict, "a JSON object in a string", name)
+    return {key: value for key, value in text.items() if key not in ("text_input", name)}
 
 
 def _outputs(inputs: Inputs) -> tuple[str, ...]:
@@ -318,10 +308,10 @@ def _outputs(inputs: Inputs) -> tuple[str, ...]:
 
 
 def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
-    names = {spec.name for spec in OUTPUTS}
+    names = [spec.name for spec in OUTPUTS]
     for name in outputs:
         if name not in names:
-            refuse(name[:200], f"is no output of this model; it has {', '.join(names)}")
+            refuse(name, f"is no output of this model; it has {', '.join(names)}")
     if len(set(outputs)) < len(outputs):
         refuse("outputs", "must name each output once")
     return tuple(outputs)
@@ -329,18 +319,18 @@ def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
 
 def _options(inputs: Inputs, outputs: tuple[str, ...], vocab_size: int) -> Options:
     options = sampling_options(inputs, vocab_size=vocab_size)
+    ends = [] if inputs.end_id in (None, -1) else [inputs.end_id]
+    check_ids(ends, vocab_size=vocab_size, path="end_id")
     scores = (inputs.logprobs or 0) if SCORED.intersection(outputs) else None
-    ends = inputs.end_id
     return replace(
         options,
         stream=inputs.stream,
         max_tokens=inputs.max_tokens,
         logprobs=scores,
         form=_form(inputs),
-        ignore_eos=options.ignore_eos or ends == -1,
-        stop_token_ids=options.stop_token_ids
-        if ends in (None, -1)
-        else (*options.stop_token_ids, ends),
+        ignore_eos=options.ignore_eos or inputs.end_id == -1,
+        stop_token_ids=(*options.stop_token_ids, *ends),
+        return_token_ids=False,  # refused above
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, Protocol
 from kttrio.server.errors import BadRequestError
 
 INT64_MAX = 2**63 - 1
+MAX_PATH = 200
+"""Characters of a field's name in a complaint."""
 
 
 class Kind(Protocol):
@@ -30,6 +32,7 @@ class Kind(Protocol):
 
 def refuse(path: str, complaint: str, code: str | None = "invalid_value") -> NoReturn:
     """Raise the 400 that blames this field: `complaint` follows its name."""
+    path = path[:MAX_PATH]  # clients may have made up names of any length
     raise BadRequestError(f"'{path}' {complaint}.", path, code)
 
 

@@ -247,7 +247,7 @@ def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -
         raise BadRequestError(
             f"This server holds {context_length} tokens of prompt and answer together. You asked "
             f"for {num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, "
-            f"{max_tokens} to generate. Shorten the prompt or lower 'max_tokens'.",
+            f"{max_tokens} to generate. Shorten the prompt or ask for a shorter answer.",
             code="context_length_exceeded",
         )
 

@@ -7,6 +7,8 @@ responses_stream.py.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from quart import Blueprint, Response
@@ -14,13 +16,13 @@ from quart import Blueprint, Response
 from kttrio.server import responses_answers
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, BadRequestError
 from kttrio.server.operations import Operation, Parameter
 from kttrio.server.prompting import Prepared, chat_ids, prepare_chat
 from kttrio.server.replies import json_response
 from kttrio.server.responses_output import REASONING, SUMMARY, Head, new_id, whole_response
 from kttrio.server.responses_request import AskedResponse, ResponsesBody, parse_response
-from kttrio.server.responses_stream import ResponseStream
+from kttrio.server.responses_stream import ResponsesStream
 from kttrio.server.state import AppState
 
 TAG = "OpenAI responses"
@@ -103,12 +105,23 @@ async def _read(state: AppState) -> tuple[AskedResponse, int]:
     )
 
 
+@contextmanager
+def _input_blamed() -> Iterator[None]:
+    """Complaints about a chat's messages name the field that they came from."""
+    try:
+        yield
+    except BadRequestError as error:
+        if error.param == "messages":
+            raise BadRequestError(error.message, "input", error.code) from error
+        raise
+
+
 async def _create(state: AppState) -> Response:
     asked, num_bytes = await _read(state)
     response_id = new_id("resp")
-    prepared = await prepare_chat(
-        state.model, asked.chat, open_intake(state, response_id, num_bytes)
-    )
+    intake = open_intake(state, response_id, num_bytes)
+    with _input_blamed():
+        prepared = await prepare_chat(state.model, asked.chat, intake)
     head = Head(response_id, int(time.time()), _echo(state, asked, prepared))
     reasoning = SUMMARY if asked.summarize else REASONING
     tokenizer = state.model.tokenizer
@@ -116,7 +129,7 @@ async def _create(state: AppState) -> Response:
         return stream(
             state,
             prepared,
-            lambda events: ResponseStream(head, events, tokenizer, reasoning=reasoning),
+            lambda events: ResponsesStream(head, events, tokenizer, reasoning=reasoning),
         )
     answers, completion = await collect(state, prepared)
     return json_response(
@@ -141,5 +154,6 @@ def _echo(state: AppState, asked: AskedResponse, prepared: Prepared) -> dict[str
 async def _count(state: AppState) -> Response:
     asked, num_bytes = await _read(state)
     intake = open_intake(state, new_id("resp"), num_bytes)
-    ids = await chat_ids(state.model, asked.chat, intake)
+    with _input_blamed():
+        ids = await chat_ids(state.model, asked.chat, intake)
     return json_response({"object": "response.input_tokens", "input_tokens": len(ids)})

@@ -226,7 +226,7 @@ def _tensors(inputs: tuple[InferInput, ...], tail: bytes) -> list[Tensor]:
             rest = rest[size:]
         else:
             refuse(
-                one.name[:200],
+                one.name,
                 "must have either 'data' or the parameter 'binary_data_size', and as many bytes "
                 "behind the JSON",
             )

@@ -240,6 +240,14 @@ async def test_names_that_mean_the_served_model(name: str | None) -> None:
         assert (await whole(front, model=name, max_tokens=1))["model"] == MODEL
 
 
+async def test_a_thread_is_refused_so_that_the_client_goes_on_without_it() -> None:
+    async with running_front() as front:
+        reply = await ask(front, thread={"type": "create"})
+        assert error_of(reply, 400)[0] == "invalid_request_error"
+        details = reply.json()["error"]["details"]
+        assert details == {"error_code": "thread_unsupported_request"}
+
+
 async def test_an_unknown_model_is_not_found() -> None:
     async with running_front() as front:
         kind, said = error_of(await ask(front, model="gpt-5"), 404)
@@ -268,6 +276,15 @@ async def test_one_call_at_a_time_when_asked() -> None:
         message = await whole(front, tools=[WEATHER], tool_choice={"type": "none"})
         assert message["content"][0]["type"] == "text"
         await front.idle()
+
+
+async def test_an_answer_that_is_begun_goes_on_where_it_ends() -> None:
+    async with running_front() as front:
+        history = [user("Sun in Greek?"), assistant("It is (")]
+        message = await whole(front, messages=history)
+        assert last_prompt(front).endswith("<|im_start|>assistant\nIt is (")
+        assert message["content"][0]["text"] == ANSWER
+        assert message["usage"]["input_tokens"] == await count(front, messages=history)
 
 
 async def count(front: Front, **fields: object) -> int:

@@ -90,11 +90,16 @@ def test_what_is_said_twice_must_be_the_same() -> None:
     assert "'seed' is given twice" in refusal(seed=1, random_seed=2)
     text = json.dumps({"temperature": 0})
     assert "'temperature' is given twice" in refusal(temperature=1, sampling_parameters=text)
-    deep: Any = 1
-    for _ in range(5000):
-        deep = [deep, 2]
+    deep, other = _deep(), _deep()
     with pytest.raises(BadRequestError, match="too deeply"):
-        ask([{"stop": deep}, {"stop": [[*deep]]}], vocab_size=VOCAB)
+        ask([{"beam_width": deep}, {"beam_width": other}], vocab_size=VOCAB)
+
+
+def _deep() -> Any:
+    value: Any = 1
+    for _ in range(5000):
+        value = [value, 2]
+    return value
 
 
 @pytest.mark.parametrize(

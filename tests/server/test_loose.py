@@ -83,7 +83,7 @@ def test_spellings(kind: Kind, value: Any, read: Any) -> None:
         (Integer(0), "1.5"),
         (Integer(0), "-1"),
         (Integer(0), "1_0"),
-        (Integer(0), "١"),
+        (Integer(0), "\N{ARABIC-INDIC DIGIT ONE}"),
         (Integer(0), "9" * 5000),
         (Integer(0), [1, 2]),
         (Integer(0), []),

@@ -21,12 +21,15 @@ def parse(**fields: Any) -> AskedResponse:
     return parse_response({"input": "Hi", **fields}, model="m", vocab_size=400)
 
 
-def test_instructions_come_first() -> None:
-    asked = parse(instructions="Be brief.", input=[{"role": "developer", "content": "Now."}])
-    assert [(m["role"], m["content"]) for m in asked.chat.messages] == [
-        ("system", "Be brief."),
-        ("developer", "Now."),
+def test_what_is_said_to_the_system_first_is_one_message() -> None:
+    said = [("developer", "Now."), ("user", "Hi"), ("developer", "Then."), ("user", "Ho")]
+    asked = [{"role": role, "content": text} for role, text in said]
+    messages = parse(instructions="Be brief.", input=asked).chat.messages
+    assert [(m["role"], m["content"]) for m in messages] == [
+        ("system", "Be brief.\n\nNow."),
+        *said[1:],
     ]
+    assert parse(input=asked).chat.messages[0]["role"] == "developer"
     assert parse().chat.messages == [{"role": "user", "content": "Hi"}]
 
 
@@ -36,9 +39,10 @@ def test_functions_are_told_as_in_chats_and_other_tools_are_skipped(
     caplog.set_level(logging.DEBUG)
     asked = parse(tools=TOOLS)
     first, second = asked.chat.tools
-    assert first["function"] == {"name": "f", "parameters": {"type": "object"}, "strict": False}
+    assert first["function"] == {"name": "f", "parameters": {"type": "object"}}
     assert (second["type"], second["function"]) == ("function", {"name": "g"})
-    assert [tool["name"] for tool in asked.echo["tools"]] == ["f", "g"]
+    unsaid = {"description": None, "parameters": None, "strict": None}
+    assert asked.echo["tools"] == [{"description": None, **FUNCTION}, {**OTHER, **unsaid}]
     assert "web_search" in caplog.text
 
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from kttrio.config import ServerConfig
+from kttrio.server.failures import log_failure
 from kttrio.server.meter import Meter
 from kttrio.server.tls import Seal
 
@@ -81,8 +82,8 @@ class Connections:
             self.open.add(connection)
             self.meter.connections = len(self.open)
             await connection.serve(speaker)
-        except Exception:
-            logger.exception("a connection failed and was closed")
+        except Exception as error:
+            log_failure(logger, "a connection failed and was closed", error)
         finally:
             self.open.discard(connection)
             self.meter.connections = len(self.open)

@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from kttrio.config import ServerConfig
+from kttrio.server.failures import log_failure
 from kttrio.server.tls import Seal
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,8 @@ class Connections:
                 return
             self.open.add(connection)
             await connection.serve(speaker)
-        except Exception:
-            logger.exception("a connection failed and was closed")
+        except Exception as error:
+            log_failure(logger, "a connection failed and was closed", error)
         finally:
             self.open.discard(connection)
             connection.broken = True  # before its file descriptor is anyone else's

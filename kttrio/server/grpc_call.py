@@ -15,6 +15,7 @@ from math import inf
 import trio
 
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
 from kttrio.server.grpc_status import RpcError, Status, rpc_error, status_fields
 from kttrio.server.http2 import ServerEnds, Stream
 
@@ -163,8 +164,8 @@ class Call:
             self.finish(Status.UNAVAILABLE, "The server is shutting down.")
         except trio.TooSlowError:
             self.finish(Status.DEADLINE_EXCEEDED, "The deadline of the call has passed.")
-        except Exception:
-            logger.exception("%s failed", self.path[:200])
+        except Exception as error:
+            log_failure(logger, f"{self.path[:200]} failed", error)
             self.finish(Status.INTERNAL, "The server failed to answer; its log says why.")
 
     def _seconds(self) -> float:

@@ -27,6 +27,7 @@ import trio
 
 from kttrio.server import connection as connections
 from kttrio.server.connection import Connection
+from kttrio.server.failures import log_failure
 from kttrio.server.http2_frames import FrameScan, Patience, RuleBroken, goodbye
 
 logger = logging.getLogger(__name__)
@@ -313,8 +314,8 @@ class Session:
             try:
                 await self._handler(stream)
                 await stream.flush()
-            except Exception:
-                logger.exception("a request over HTTP/2 failed")
+            except Exception as error:
+                log_failure(logger, "a request over HTTP/2 failed", error)
         if stream.is_open:
             self.reset(stream, Code.INTERNAL_ERROR)
         elif not stream.complete:

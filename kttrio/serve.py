@@ -24,6 +24,7 @@ from kttrio.engine.engine import Engine
 from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
+from kttrio.server.cors import check_origins
 from kttrio.server.grpc_server import GrpcServer
 from kttrio.server.keys import exposure
 from kttrio.server.meter import watch_lag
@@ -169,6 +170,7 @@ async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -
     Raises ConfigError for what cannot work, and ServerFailed when the engine died or a second
     signal cut the running requests short.
     """
+    check_origins(settings.server.allowed_origins)
     await check_listening(settings.server)
     parts = await trio.to_thread.run_sync(build, settings, face, abandon_on_cancel=True)
     # What is loaded stays. A full collection looks at all of it and stops every stream for 0.15 s.
@@ -211,16 +213,17 @@ class _Server:
         self._failure: ServerFailed | None = None
 
     async def run(self) -> None:
-        async with trio.open_nursery() as root:
-            await root.start(self._watch_signals, root.cancel_scope)
-            await root.start(self._run_engine)
-            root.start_soon(watch_lag, self._state.meter)
-            addresses = await root.start(self._listen)
-            if (warning := exposure(self._settings.server)) is not None:
-                _log.warning("%s", warning)
-            self._face.ready(addresses.url, self._state.model.name, self._facts(addresses))
-            await self._closed.wait()
-            root.cancel_scope.cancel()
+        with self._state.constraints:
+            async with trio.open_nursery() as root:
+                await root.start(self._watch_signals, root.cancel_scope)
+                await root.start(self._run_engine)
+                root.start_soon(watch_lag, self._state.meter)
+                addresses = await root.start(self._listen)
+                if (warning := exposure(self._settings.server)) is not None:
+                    _log.warning("%s", warning)
+                self._face.ready(addresses.url, self._state.model.name, self._facts(addresses))
+                await self._closed.wait()
+                root.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 

@@ -1,10 +1,11 @@
-"""Stand-ins for the big parts, without torch: a runner that follows a script."""
+"""Stand-ins for the big parts, without torch: a runner that follows a script, and a constraint
+that follows a rule."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from kttrio.plan import Capacity, Chunk, ChunkResult, StepPlan, StepResult
@@ -41,6 +42,65 @@ def drafted_token(prompt: tuple[int, ...], i: int, token: int) -> int:
     return token if hash((i, prompt)) % 3 else abs(token - 1)
 
 
+Rule = Callable[[tuple[int, ...]], Collection[int] | None]
+"""The outputs so far -> the tokens that may follow; None: all."""
+
+
+def mask_of(allowed: Collection[int] | None) -> bytes | None:
+    """The tokens' mask, no longer than it must be."""
+    if allowed is None:
+        return None
+    bits = sum(1 << token for token in set(allowed))
+    return bits.to_bytes(-(-bits.bit_length() // 8), "little")
+
+
+def is_allowed(token: int, mask: bytes | None) -> bool:
+    if mask is None:
+        return True
+    return token // 8 < len(mask) and bool(mask[token // 8] >> token % 8 & 1)
+
+
+@dataclass(frozen=True)
+class MadeMasks:
+    """Masks that are there, or a reason why there are none."""
+
+    masks: Sequence[bytes | None] | str
+
+    def wait(self) -> Sequence[bytes | None]:
+        if isinstance(self.masks, str):
+            raise RuntimeError(self.masks)
+        return self.masks
+
+
+class RuledConstraint:
+    """Allows what the rule allows, and keeps what it hears and is asked.
+
+    Behind a draft that may not come stands an empty mask: nobody is to look at it.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.outputs: tuple[int, ...] = ()
+        self.asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        """The outputs, and the drafts, of each time."""
+
+    def masks(self, drafts: tuple[int, ...]) -> MadeMasks:
+        self.asked.append((self.outputs, drafts))
+        made = [mask_of(self._rule(self.outputs))]
+        for place, draft in enumerate(drafts):
+            stands = is_allowed(draft, made[-1])
+            behind = (*self.outputs, *drafts[: place + 1])
+            made.append(mask_of(self._rule(behind)) if stands else b"")
+        return MadeMasks(made)
+
+    def advance(self, token: int) -> None:
+        self.outputs = (*self.outputs, token)
+
+    def anew(self) -> RuledConstraint:
+        """The same for another answer."""
+        return RuledConstraint(self._rule)
+
+
 class PlanError(AssertionError):
     """The engine broke the contract of `StepPlan`."""
 
@@ -52,12 +112,16 @@ class _Tenant:
     token_ids: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     prompt: tuple[int, ...] | None = None
+    masked: bool | None = None
+    """Whether its chunks that draw have masks: all or none."""
 
 
 class ScriptedRunner:
     """Answers every plan by the script, and checks each chunk against all that went before.
 
     Where the capacity has drafts it makes them, right ones and wrong ones, and accepts the right.
+
+    Where the masks of a chunk do not allow the script's token it draws the lowest that they allow.
 
     A chunk at position 0 begins anew, in whatever slot: outputs that it brings along (a preempted
     sequence is computed again) must be the script's own, as those fed back one by one.
@@ -88,6 +152,9 @@ class ScriptedRunner:
         self._num_passed = 0
         self._tenants: dict[int, _Tenant] = {}
         self._drafts: dict[int, tuple[int, ...]] = {}
+        self._masks: dict[int, Sequence[bytes | None]] = {}  # by slot, of the chunk in hand
+        self._errors: dict[int, str] = {}
+        self._bent: set[tuple[tuple[int, ...], int, int]] = set()  # prompt, position, other token
         self._page_owner: dict[int, _Tenant] = {}
         self.num_steps = 0
         self.violations: list[str] = []
@@ -102,9 +169,9 @@ class ScriptedRunner:
         begin = time.perf_counter()
         number, self.num_steps = self.num_steps, self.num_steps + 1
         self.history.append(plan)
-        self._check_plan(plan)
         if self._delay:
             time.sleep(self._delay)
+        self._check_plan(plan)
         if number in self._fail_steps:
             raise self._failure
         results = tuple(self._answer(chunk) for chunk in plan.chunks)
@@ -179,7 +246,28 @@ class ScriptedRunner:
         known = len(chunk.token_ids) - chunk.num_drafts
         tenant.token_ids.extend(chunk.token_ids[:known])
         self._check_outputs(tenant, chunk)
-        self._accept(tenant, chunk.token_ids[known:])
+        self._open_masks(tenant, chunk)
+        self._accept(chunk.slot, chunk.token_ids[known:])
+
+    def _open_masks(self, tenant: _Tenant, chunk: Chunk) -> None:
+        name = f"slot {chunk.slot}"
+        self._masks.pop(chunk.slot, None)
+        self._errors.pop(chunk.slot, None)
+        if not chunk.sample:
+            self._demand(chunk.masks is None, f"{name}: masks and nothing to draw")
+            return
+        masked = chunk.masks is not None
+        self._demand(tenant.masked in (None, masked), f"{name}: masks come and go")
+        tenant.masked = masked
+        if chunk.masks is None:
+            return
+        try:
+            masks = chunk.masks.wait()
+        except RuntimeError as error:
+            self._errors[chunk.slot] = str(error)
+            return
+        self._demand(len(masks) == 1 + chunk.num_drafts, f"{name}: {len(masks)} masks")
+        self._masks[chunk.slot] = masks
 
     def _check_drafts(self, chunk: Chunk) -> None:
         """They stand behind one known token, are those that were made, and may be used."""
@@ -194,14 +282,28 @@ class ScriptedRunner:
         mid_prompt = not chunk.sample
         self._demand(mid_prompt or chunk.following is None, f"{name}: the token is yet to come")
 
-    def _accept(self, tenant: _Tenant, drafts: tuple[int, ...]) -> None:
-        for draft in drafts:
-            assert tenant.prompt is not None
-            if draft != self._script(tenant.prompt, len(tenant.token_ids) - len(tenant.prompt)):
+    def _accept(self, slot: int, drafts: tuple[int, ...]) -> None:
+        tenant = self._tenants[slot]
+        for place, draft in enumerate(drafts):
+            if draft != self._draw(slot, place):
                 break
             tenant.token_ids.append(draft)
         # Pages that hold nothing but drafts may be given to others.
         tenant.pages = tenant.pages[: -(-len(tenant.token_ids) // self._capacity.page_size)]
+
+    def _draw(self, slot: int, place: int) -> int:
+        """The token after all that are known, `place` accepted drafts among them; -1: none may."""
+        tenant = self._tenants[slot]
+        position = len(tenant.token_ids)
+        scripted = self._output(tenant, position)
+        mask = self._masks[slot][place] if slot in self._masks else None
+        if is_allowed(scripted, mask):
+            return scripted
+        vocabulary = range(self._capacity.vocab_size)
+        token = next((token for token in vocabulary if is_allowed(token, mask)), -1)
+        assert tenant.prompt is not None
+        self._bent.add((tenant.prompt, position, token))
+        return token
 
     def _claim_pages(self, tenant: _Tenant, chunk: Chunk) -> None:
         held = len(tenant.pages)
@@ -228,8 +330,10 @@ class ScriptedRunner:
             tenant.prompt = tuple(tenant.token_ids[:num_prompt])
         self._demand(len(tenant.prompt) == num_prompt, f"slot {chunk.slot}: prompt changed")
         for position in range(max(chunk.start, num_prompt), known):
+            token = tenant.token_ids[position]
             self._demand(
-                tenant.token_ids[position] == self._output(tenant, position),
+                token == self._output(tenant, position)
+                or (tenant.prompt, position, token) in self._bent,
                 f"slot {chunk.slot}: not its own token at {position}",
             )
 
@@ -239,7 +343,11 @@ class ScriptedRunner:
         if not chunk.sample:
             return ChunkResult((), (), scores)
         known = chunk.start + len(chunk.token_ids) - chunk.num_drafts
-        drawn = (*tenant.token_ids[known:], self._output(tenant, len(tenant.token_ids)))
+        accepted = tuple(tenant.token_ids[known:])
+        drawn = (*accepted, self._draw(chunk.slot, len(accepted)))
+        error = "no token may come" if drawn[-1] < 0 else self._errors.get(chunk.slot)
+        if error is not None:
+            return ChunkResult((), error=error)
         count = chunk.sampling.logprobs
         logprobs = () if count is None else tuple(self._score(token, count) for token in drawn)
         drafts = self._make_drafts(tenant, chunk.draft_end)

@@ -253,7 +253,8 @@ async def running_front(
         return opened[0]
 
     shutdown, closed = trio.Event(), trio.Event()
-    with trio.fail_after(SECONDS), patch.object(serving, "Connections", open_connections):
+    opening = patch.object(serving, "Connections", open_connections)
+    with trio.fail_after(SECONDS), opening, state.constraints:
         async with trio.open_nursery() as nursery:
             engine_scope = await nursery.start(_run_engine, engine)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
+from typing import Any
 
 from kttrio.plan import Chunk, ChunkResult
 from kttrio.request import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+
+# One of each for every token: a named tuple's own constructor takes more than twice as long.
+_chunk_of: Callable[[tuple[Any, ...]], Chunk] = partial(tuple.__new__, Chunk)
+_event_of: Callable[[tuple[Any, ...]], TokenEvent] = partial(tuple.__new__, TokenEvent)
 
 
 class Stage(Enum):
@@ -24,12 +31,16 @@ class Sequence:
     A chunk carries only the pages that it reaches; that tuple is kept until a chunk crosses into
     a new page, because one is needed at every step.
 
+    A constraint is asked for masks whenever a chunk is to draw: they are made while the step runs.
+    It hears of each output; preemption is none of its business.
+
     With drafts the chunk of a decoding sequence is the token drawn last and what the step before
     drafted after it; as many of them as are accepted become outputs at once.
     """
 
     __slots__ = (
         "_backlog",
+        "_constraint",
         "_drafts",
         "_max_drafts",
         "_outputs",
@@ -72,6 +83,7 @@ class Sequence:
         self._outputs: list[int] = []
         self._backlog = request.prompt_ids  # all that was known when it (re)started
         self._sampling = request.sampling
+        self._constraint = request.constraint
         self._prompt_logprobs: list[TokenLogprob | None] | None = (
             None if request.sampling.prompt_logprobs is None else [None]
         )
@@ -132,18 +144,24 @@ class Sequence:
             return self._drafting_chunk(token_ids, sample, budget)
         if end > self._reached_tokens:
             self._reach(end)
-        return Chunk(
-            self.slot,
-            start,
-            token_ids,
-            self._reached_pages,
-            self._sampling,
-            sample,
-            self.num_prompt,
-            0,
-            0,
-            None,
-            self.request.images,
+        masks = None
+        if self._constraint is not None and sample:
+            masks = self._constraint.masks(())
+        return _chunk_of(
+            (
+                self.slot,
+                start,
+                token_ids,
+                self._reached_pages,
+                self._sampling,
+                sample,
+                self.num_prompt,
+                0,
+                0,
+                None,
+                self.request.images,
+                masks,
+            )
         )
 
     def _drafting_chunk(self, token_ids: tuple[int, ...], sample: bool, budget: int) -> Chunk:
@@ -155,6 +173,7 @@ class Sequence:
         reach = end + len(drafts) + (self._max_drafts - 1 if sample else 0)
         if reach > self._reached_tokens:
             self._reach(reach)
+        constraint = self._constraint
         return Chunk(
             self.slot,
             self.num_computed,
@@ -167,6 +186,7 @@ class Sequence:
             min(length - 1, self._reached_tokens + 2) if sample else 0,
             self._backlog[end] if end < self.num_known else None,
             self.request.images,
+            constraint.masks(drafts) if constraint is not None and sample else None,
         )
 
     def _reach(self, num_tokens: int) -> None:
@@ -183,7 +203,9 @@ class Sequence:
             self._prompt_logprobs.extend(result.prompt_logprobs)
         if self.num_computed < self.num_known:
             return []
-        prompt_logprobs = self._take_prompt_logprobs()
+        prompt_logprobs = None
+        if self._prompt_logprobs is not None:
+            prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
         if not chunk.sample:
             return [TokenEvent(None, FinishReason.LENGTH, None, prompt_logprobs)]
         if not result.tokens:
@@ -194,9 +216,12 @@ class Sequence:
             return self._take_run(result, chunk.num_drafts)
         token = result.tokens[0]
         self._outputs.append(token)
+        if self._constraint is not None:
+            self._constraint.advance(token)
         self.num_known += 1
         logprob = result.logprobs[0] if result.logprobs else None
-        return [TokenEvent(token, self._reason_to_end(token), logprob, prompt_logprobs)]
+        finish = self._reason_to_end(token)
+        return [_event_of((token, finish, logprob, prompt_logprobs, None, False, 0))]
 
     def _take_run(self, result: ChunkResult, num_drafts: int) -> list[TokenEvent]:
         """Accepted drafts and the token after them, or as many of these as the sequence has."""
@@ -204,6 +229,8 @@ class Sequence:
         num_accepted = len(result.tokens) - 1
         for index, token in enumerate(result.tokens):
             self._outputs.append(token)
+            if self._constraint is not None:
+                self._constraint.advance(token)
             finish, accepted = self._reason_to_end(token), index < num_accepted
             logprob = result.logprobs[index] if result.logprobs else None
             events.append(TokenEvent(token, finish, logprob, accepted=accepted))
@@ -230,13 +257,12 @@ class Sequence:
             self._sampling = replace(self._sampling, prompt_logprobs=None)
 
     def _reason_to_end(self, token: int) -> FinishReason | None:
-        sampling, count = self._sampling, len(self._outputs)
-        if token in sampling.stop_token_ids and count >= sampling.min_tokens:
+        count = len(self._outputs)
+        if token in self._sampling.stop_token_ids and self._may_stop(count):
             return FinishReason.STOP
         return FinishReason.LENGTH if count >= self.max_outputs else None
 
-    def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
-        if self._prompt_logprobs is None:
-            return None
-        scores, self._prompt_logprobs = tuple(self._prompt_logprobs), None
-        return scores
+    def _may_stop(self, num_outputs: int) -> bool:
+        """A constraint comes before min_tokens: a stop token is drawn below it only where nothing
+        else may be said, and nothing could follow."""
+        return num_outputs >= self._sampling.min_tokens or self._constraint is not None

@@ -47,7 +47,8 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def ordered_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, best first, the lower id first where equal: values, ids.
+    """The k largest of each row, best first, the lower id first where equal: values, ids. Those of
+    -inf, which are never drawn, have no order.
 
     `torch.topk` leaves open which of several equal values it takes, so the rows where that
     matters, at the k-th place, are found by one more value and done by hand.
@@ -56,7 +57,8 @@ def ordered_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ordered = logits.sort(stable=True, dim=-1, descending=True)
         return ordered.values, ordered.indices
     values, ids = logits.topk(k + 1, dim=-1)
-    tied = (values[:, k] == values[:, k - 1]).nonzero().flatten().tolist()
+    last = values[:, k - 1]
+    tied = ((values[:, k] == last) & (last > -torch.inf)).nonzero().flatten().tolist()
     ids, order = ids[:, :k].sort(dim=-1)
     values, order = values.gather(-1, order).sort(stable=True, dim=-1, descending=True)
     ids = ids.gather(-1, order)

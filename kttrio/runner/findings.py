@@ -21,6 +21,7 @@ from kttrio.plan import Chunk, ChunkResult
 from kttrio.request import TokenLogprob
 from kttrio.runner.draw import index_of
 from kttrio.runner.logprobs import PromptScorer, PromptScores, read_scores
+from kttrio.runner.masks import Bits, Mask, wait_for
 from kttrio.runner.sampler import Sampled, Sampler
 from kttrio.runner.tensors import StepTensors
 
@@ -46,7 +47,30 @@ class _Findings:
         self._tokens: dict[int, tuple[int, ...]] = {}
         self._logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
         self._prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
-        self._broken: set[int] = set()
+        self._masks: dict[int, tuple[Mask, ...]] = {}
+        self._errors: dict[int, str] = {}
+
+    def wait_for_masks(self, *, vocab_size: int) -> None:
+        """Have all masks of the step, those behind drafts included; blocks until they are made."""
+        self._masks = {
+            number: wait_for(chunk, vocab_size=vocab_size)
+            for number, chunk in enumerate(self._chunks)
+            if chunk.masks is not None and chunk.sample
+        }
+
+    def masks(self, places: _Places) -> dict[int, Bits]:
+        """What may be drawn, by row of `places`. Where nothing may, the sequence has an error, and
+        what is drawn for it does not count."""
+        found: dict[int, Bits] = {}
+        for row, number in enumerate(places.numbers):
+            if number not in self._masks:
+                continue
+            mask = self._masks[number][len(self._tokens.get(number, ()))]
+            if isinstance(mask, str):
+                self._errors.setdefault(number, mask)
+            elif mask is not None:
+                found[row] = mask
+        return found
 
     def read(
         self, prompts: Mapping[int, PromptScores], places: _Places, sampled: Sampled | None
@@ -62,7 +86,7 @@ class _Findings:
             array = next(arrays)
             self._prompt_logprobs[number] = scores.read(array)
             if not np.isfinite(array[:, 0]).all():
-                self._broken.add(number)
+                self._errors.setdefault(number, NOT_FINITE)
         if sampled is not None:
             self._read_sampled(places, sampled, arrays)
 
@@ -73,7 +97,8 @@ class _Findings:
         numbers, known = places.numbers, self._tokens
         for number, token in zip(numbers, tokens, strict=True):
             known[number] = (*known.get(number, ()), token)
-        self._broken.update(numbers[row] for row in np.flatnonzero(~np.isfinite(best)).tolist())
+        for row in np.flatnonzero(~np.isfinite(best)).tolist():
+            self._errors.setdefault(numbers[row], NOT_FINITE)
         if sampled.scores is not None:
             num_top = [places.before[row].sampling.logprobs or 0 for row in sampled.scored]
             records = read_scores([tokens[row] for row in sampled.scored], next(arrays), num_top)
@@ -87,24 +112,24 @@ class _Findings:
         for number, before, row in zip(places.numbers, places.before, places.rows, strict=True):
             chunk, end = self._chunks[number], before.start + len(before.token_ids)
             draft = chunk.token_ids[end - chunk.start :][:1]
-            if draft and number not in self._broken and self._tokens[number][-1] == draft[0]:
+            if draft and number not in self._errors and self._tokens[number][-1] == draft[0]:
                 further.numbers.append(number)
                 further.before.append(before._replace(start=end, token_ids=draft))
                 further.rows.append(row + 1)
         return further
 
     def results(self) -> list[ChunkResult]:
-        """One broken sequence may be its own fault; when all are, the step has failed."""
-        broken = self._broken
+        """A sequence whose logits broke may have itself to blame; when all did, the step failed."""
+        errors = self._errors
+        broken = sorted(self._chunks[i].slot for i in errors if errors[i] == NOT_FINITE)
         if broken:
-            slots = sorted(self._chunks[number].slot for number in broken)
             if len(broken) == len(self._chunks):
-                raise FloatingPointError(f"{NOT_FINITE}, in every sequence: slots {slots}")
-            log.error("%s for the sequences in slots %s", NOT_FINITE, slots)
+                raise FloatingPointError(f"{NOT_FINITE}, in every sequence: slots {broken}")
+            log.error("%s for the sequences in slots %s", NOT_FINITE, broken)
         tokens, logprobs, prompts = self._tokens, self._logprobs, self._prompt_logprobs
         return [
-            ChunkResult((), error=NOT_FINITE)
-            if i in broken
+            ChunkResult((), error=errors[i])
+            if i in errors
             else ChunkResult(tokens.get(i, ()), logprobs.get(i, ()), prompts.get(i))
             for i in range(len(self._chunks))
         ]
@@ -134,10 +159,11 @@ class Evaluator:
             findings.read(prompts, places, None)
             return findings.results()
         logits = self._logits(hidden[index_of(rows, hidden)])
-        findings.read(prompts, places, self._draw(logits, places))
+        findings.wait_for_masks(vocab_size=logits.shape[-1])
+        findings.read(prompts, places, self._draw(logits, places, findings.masks(places)))
         while verifies and (places := findings.accepted(places)).rows:
             self._sampler.observe(places.before)
-            findings.read({}, places, self._draw(logits, places))
+            findings.read({}, places, self._draw(logits, places, findings.masks(places)))
         return findings.results()
 
     def _score_prompts(
@@ -150,8 +176,8 @@ class Evaluator:
         )
         return {i: scores for i, scores in enumerate(scored) if scores is not None}
 
-    def _draw(self, logits: Tensor, places: _Places) -> Sampled:
-        return self._sampler.sample(logits[index_of(places.rows, logits)], places.before)
+    def _draw(self, logits: Tensor, places: _Places, masks: Mapping[int, Bits]) -> Sampled:
+        return self._sampler.sample(logits[index_of(places.rows, logits)], places.before, masks)
 
 
 def _known_part(chunk: Chunk) -> Chunk:

@@ -1,12 +1,14 @@
 """The next token of every sequence that asks for one, over the whole batch at once, on the device.
 
-Order of what changes the logits: stop ids banned below min_tokens, logit_bias, penalties, then the
-draw (`draw.py`). Nothing here leaves the device: `Sampled` is read after the step's one copy.
+Order of what changes the logits: stop ids banned below min_tokens, logit_bias, penalties, masks,
+then the draw (`draw.py`). So masks have the last word, and where they leave nothing but banned
+tokens, one of these is drawn. Nothing here leaves the device: `Sampled` is read after the step's
+one copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,7 @@ from kttrio.runner.draw import (
     uniforms,
 )
 from kttrio.runner.logprobs import score
+from kttrio.runner.masks import Bits, forbid
 from kttrio.runner.penalties import TokenCounts, uses_penalties
 
 _BANNED = -1e30  # finite: where every token is banned, one of them is still drawn
@@ -69,19 +72,24 @@ class Sampler:
         """Take note of a step's tokens: once per step, all its chunks, before `sample`."""
         self._counts.observe(chunks)
 
-    def sample(self, logits: Tensor, chunks: Sequence[Chunk]) -> Sampled:
+    def sample(
+        self, logits: Tensor, chunks: Sequence[Chunk], masks: Mapping[int, Bits] | None = None
+    ) -> Sampled:
         """Draw one token per row; row i of logits [rows, vocab] float32 follows `chunks[i]`.
 
-        The logits are overwritten.
+        `masks`, by row, say what may be drawn there, one token at least. The logits are
+        overwritten.
         """
         scored = tuple(row for row, c in enumerate(chunks) if c.sampling.logprobs is not None)
         plain = not any(_changes_logits(chunk) for chunk in chunks)
         at = index_of(scored, logits)
-        raw = logits[at] if plain or not scored else logits[at].clone()
+        raw = logits[at] if not scored or (plain and not masks) else logits[at].clone()
         if not plain:
             self._ban_stops(logits, chunks)
             self._add_biases(logits, chunks)
             self._counts.penalise(logits, chunks)
+        if masks:
+            forbid(logits, masks)
         tokens = logits.argmax(-1)  # the first of equal ones
         best = logits.gather(-1, tokens[:, None]).squeeze(-1)
         self._draw(logits, chunks, tokens)

@@ -12,10 +12,50 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
+from kttrio.server.operations import INTEGER, NUMBER, STRING, Operation, record_of
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, installed_version, new_id
 
 GENERATE_SECONDS = 30.0
+TAG = "Operation"
+OPERATIONS = (
+    *(
+        Operation(
+            method="get",
+            path=path,
+            summary="Whether requests are taken and steps succeed.",
+            tag=TAG,
+            answer=record_of({"status": STRING}),
+            error=record_of({"status": STRING, "reason": STRING}),
+            open=True,
+        )
+        for path in ("/health", "/ping")
+    ),
+    Operation(
+        method="get",
+        path="/health_generate",
+        summary="Whether the model draws a token now.",
+        tag=TAG,
+        answer=record_of({"status": STRING, "seconds": NUMBER}),
+    ),
+    Operation(
+        method="get",
+        path="/version",
+        summary="The version of kttrio.",
+        tag=TAG,
+        answer=record_of({"version": STRING}),
+    ),
+    *(
+        Operation(
+            method="get",
+            path=path,
+            summary="The model and its longest sequence.",
+            tag=TAG,
+            answer=record_of({"model_path": STRING, "max_model_len": INTEGER}),
+        )
+        for path in ("/get_model_info", "/model_info")
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:

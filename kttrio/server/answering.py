@@ -15,20 +15,17 @@ from kttrio.server.state import AppState
 from kttrio.server.visits import VISIT
 
 
-def open_intake(
-    state: AppState, request_id: str, num_bytes: int, *, rid: str | None = None
-) -> Intake:
-    """What preparing a request of `num_bytes` needs beside it. `rid`: the client's own name for it,
-    by which it can be aborted."""
+def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
+    """What preparing a request of `num_bytes` needs beside it."""
     visit = VISIT.get()
-    aliases = [] if visit is None else [visit.id]
     return Intake(
         request_id=request_id,
         num_bytes=num_bytes,
         context_length=state.engine.longest_sequence,
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
-        aliases=(*aliases, *([] if rid is None else [rid])),
+        constraints=state.constraints,
+        visit_id=None if visit is None else visit.id,
     )
 
 
@@ -47,15 +44,19 @@ def stream(
     prepared: Prepared,
     listen: Callable[[sse.EventStream], Listener],
     *,
+    keep_alive: bytes = sse.KEEP_ALIVE,
     patient: bool = False,
 ) -> LiveResponse:
-    """A response whose events the engine's fan-out pushes; its task waits for their end. `patient`:
-    it begins with the first event, and what fails before is an HTTP error."""
+    """A response whose events the engine's fan-out pushes; its task waits for their end.
+    `keep_alive`: what it carries while there are none. `patient`: it begins with the first event,
+    and what fails before is an HTTP error."""
 
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
         chunked = scope["http_version"] == "1.1"
-        events = sse.EventStream(connection, chunked=chunked, patient=patient)
+        events = sse.EventStream(
+            connection, chunked=chunked, keep_alive=keep_alive, patient=patient
+        )
         completion = Completion(prepared, listen(events), state.meter)
         with state.track(completion):
             async with completion.open(state.engine):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -18,13 +19,19 @@ from werkzeug.exceptions import HTTPException
 from kttrio.config import ServerConfig
 from kttrio.server import (
     admin,
+    anthropic,
+    anthropic_response,
     control,
     metrics,
     openai,
+    openapi,
     placement,
     recording,
+    responses,
+    tokens,
     triton,
     triton_response,
+    unserved,
 )
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
@@ -35,10 +42,17 @@ from kttrio.server.visits import POLLED, VISIT, Reception, named
 
 logger = logging.getLogger(__name__)
 
+PROTOCOLS = (
+    *(openai, responses, anthropic, triton, tokens),
+    *(admin, control, metrics, recording, placement),
+)
+"""Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 OPERATORS = frozenset({"control", "recording", "placement"})
 """Blueprints whose routes need the admin key, if there is one."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({"/v2": triton_response.error_body})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType(
+    {"/v1/messages": anthropic_response.error_body, "/v2": triton_response.error_body}
+)
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
 
 
@@ -59,7 +73,7 @@ class App(QuartTrio):
     asgi_http_class = LiveConnection
 
     def __init__(self, reception: Reception) -> None:
-        super().__init__("kttrio")
+        super().__init__("kttrio", static_folder=None)
         self._reception = reception
 
     async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -71,20 +85,17 @@ class App(QuartTrio):
 
 
 def build_app(state: AppState) -> QuartTrio:
-    """The ASGI app over a running engine; `serve_http` serves it. Raises ConfigError."""
+    """The ASGI app over a running engine; `serve_http` serves it."""
     app = App(Reception(state.config, state.meter, new_id))
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.register_blueprint(openai.blueprint(state))
-    app.register_blueprint(triton.blueprint(state))
-    app.register_blueprint(admin.blueprint(state))
-    app.register_blueprint(control.blueprint(state))
-    app.register_blueprint(metrics.blueprint(state))
-    app.register_blueprint(recording.blueprint(state))
-    app.register_blueprint(placement.blueprint(state))
+    for protocol in PROTOCOLS:
+        app.register_blueprint(protocol.blueprint(state))
+    operations = chain.from_iterable(protocol.OPERATIONS for protocol in PROTOCOLS)
+    app.register_blueprint(openapi.blueprint(operations, keyed=bool(state.config.api_key)))
     app.before_request(_note_route)
     app.before_request(_Guard(state.config).check)
     app.register_error_handler(ApiError, _answer_api_error)
@@ -127,7 +138,7 @@ async def _answer_api_error(error: ApiError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     """What quart itself refuses: unknown paths and methods, bodies too large or too slow."""
     messages = {
-        404: f"There is no {request.path[:200]} here.",
+        404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
         408: f"The request body did not arrive within {request.body_timeout:g} s (--body-timeout).",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
@@ -140,6 +151,11 @@ async def _answer_http_error(error: HTTPException) -> Response:
         if name == "Allow":
             response.headers[name] = value
     return response
+
+
+def _nothing_at(path: str) -> str:
+    known = unserved.reason(path)
+    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
 
 
 async def _answer_failure(error: Exception) -> Response:

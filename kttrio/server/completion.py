@@ -7,7 +7,7 @@ calls through to the listener. However a request ends, it leaves by the end of `
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -25,6 +25,7 @@ from kttrio.server.meter import Meter
 from kttrio.server.prompting import Prepared
 
 ABORTED = TokenEvent(None, FinishReason.ABORT)
+ERROR = FinishReason.ERROR  # found in the enum anew, it would cost as much as the rest of `feed`
 
 logger = logging.getLogger(__name__)
 
@@ -80,15 +81,17 @@ class Choice:
             return
         completion = self._completion
         try:
-            if event.finish is FinishReason.ERROR:
+            if event.finish is ERROR:
                 completion.fail(_engine_failure(event))
                 return
             if completion.waits:
                 completion.begin()
-            delta = self._decoder.feed(event)
-            if isinstance(delta, str):
-                self._listener.on_text(self._index, delta)
-            elif delta is not None:
+            news = self._decoder.feed(event)
+            if isinstance(news, str):
+                if news:
+                    self._listener.on_text(self._index, news)
+                return
+            for delta in news:
                 self._tell(delta)
         except Exception as error:
             log_failure(logger, f"{completion.label}: the answer could not be made", error)
@@ -144,12 +147,14 @@ class Completion:
     @property
     def names(self) -> tuple[str, ...]:
         """By each of which it can be aborted."""
-        return (self._prepared.intake.request_id, *self._prepared.intake.aliases)
+        intake, client_id = self._prepared.intake, self._prepared.client_id
+        return tuple(filter(None, (intake.request_id, intake.visit_id, client_id)))
 
     @property
     def label(self) -> str:
         """What the log calls it."""
-        return " ".join(self.names)
+        intake = self._prepared.intake
+        return f"{intake.request_id} (request {intake.visit_id})"
 
     @property
     def seconds(self) -> float:
@@ -191,20 +196,25 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        decoders = self._prepared.decoders
-        return Usage(
-            prompt_tokens=self._prepared.num_prompt_tokens,
-            completion_tokens=sum(decoder.num_tokens for decoder in decoders),
-            reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
-            drafts=self._drafts() if self._speculates else None,
-        )
+        return usage_of(self._prepared, drafts=self._speculates)
 
-    def _drafts(self) -> Drafts:
-        decoders = self._prepared.decoders
-        return Drafts(
-            accepted=sum(decoder.num_accepted for decoder in decoders),
-            rejected=sum(decoder.num_rejected for decoder in decoders),
-        )
+
+def usage_of(prepared: Prepared, *, drafts: bool) -> Usage:
+    """The tokens of a request so far. `drafts`: the server drafts tokens."""
+    decoders = prepared.decoders
+    return Usage(
+        prompt_tokens=prepared.num_prompt_tokens,
+        completion_tokens=sum(decoder.num_tokens for decoder in decoders),
+        reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
+        drafts=_drafts(decoders) if drafts else None,
+    )
+
+
+def _drafts(decoders: Sequence[Decoder]) -> Drafts:
+    return Drafts(
+        accepted=sum(decoder.num_accepted for decoder in decoders),
+        rejected=sum(decoder.num_rejected for decoder in decoders),
+    )
 
 
 class Collector:

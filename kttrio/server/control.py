@@ -4,15 +4,17 @@ With `--admin-api-key` they take no other key. Named as SGLang names them."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import trio
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
 from kttrio.server import records
-from kttrio.server.bodies import parse_object
+from kttrio.server.bodies import read_body
 from kttrio.server.errors import BadRequestError
 from kttrio.server.kinds import Boolean, Text
+from kttrio.server.operations import BOOLEAN, INTEGER, OBJECT, STRING, Operation, record_of
 from kttrio.server.records import given
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, installed_version
@@ -29,6 +31,39 @@ class AbortBody:
     abort_all: bool = given(Boolean(), "abort every request", default=False)
 
 
+TAG = "Operation"
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/abort_request",
+        summary="End requests with what they have.",
+        tag=TAG,
+        body=AbortBody,
+        answer=record_of({"aborted": INTEGER}),
+    ),
+    *(
+        Operation(
+            method=method,
+            path="/flush_cache",
+            summary="Forget the prefixes that are kept: there are none.",
+            tag=TAG,
+            answer=record_of({"success": BOOLEAN, "message": STRING}),
+        )
+        for method in ("get", "post")
+    ),
+    *(
+        Operation(
+            method="get",
+            path=path,
+            summary="Settings, and what the server is doing.",
+            tag=TAG,
+            answer=OBJECT,
+        )
+        for path in ("/get_server_info", "/server_info")
+    ),
+)
+
+
 def blueprint(state: AppState) -> Blueprint:
     """The routes over one server's state."""
     routes = Blueprint("control", __name__)
@@ -37,8 +72,7 @@ def blueprint(state: AppState) -> Blueprint:
     async def abort_request() -> Response:
         """End requests with what they have. One that is not there, or not any more, is no error:
         it may have ended a moment ago."""
-        body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-        asked = records.read(AbortBody, parse_object(body))
+        asked, _ = await read_body(partial(records.read, AbortBody))
         if asked.rid is None and not asked.abort_all:
             raise BadRequestError("Name the request by 'rid', or set 'abort_all'.", "rid")
         return json_response({"aborted": state.abort(None if asked.abort_all else asked.rid)})

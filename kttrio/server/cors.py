@@ -22,17 +22,20 @@ FIELD_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, -]{1,2048}")
 CACHE_SECONDS = 600
 
 
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises ConfigError for what is no origin."""
+    for origin in origins:
+        if origin != ANY and not ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"--allowed-origins: {origin!r} is no origin; write https://HOST, with its port "
+                "but without a path, or * for all"
+            )
+
+
 class Cors:
     """The origins that are let in."""
 
     def __init__(self, origins: Sequence[str]) -> None:
-        """Raises ConfigError for what is no origin."""
-        for origin in origins:
-            if origin != ANY and not ORIGIN.fullmatch(origin):
-                raise ConfigError(
-                    f"--allowed-origins: {origin!r} is no origin; write https://HOST, with its "
-                    "port but without a path, or * for all"
-                )
         self._any = ANY in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 

@@ -18,7 +18,7 @@ from kttrio.server.decoding import Answer, Delta
 from kttrio.server.errors import ApiError
 from kttrio.server.inference_counts import Timing
 from kttrio.server.inference_request import OUTPUTS, SPECS, Asked, TensorSpec
-from kttrio.server.openai_response import LEAST_LOGPROB
+from kttrio.server.openai_logprobs import LEAST_LOGPROB
 from kttrio.server.prompting import Prepared, prepare_text
 from kttrio.server.state import AppState, installed_version, new_id
 from kttrio.server.tensors import BYTES, Tensor, vector

@@ -7,8 +7,7 @@ boolean in a string. How either arrives is not known here.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,27 +18,27 @@ from kttrio.server.kinds import (
     Boolean,
     Integer,
     Kind,
-    Many,
     Number,
     OneOf,
     Strings,
-    Tagged,
     Text,
+    check_type,
     refuse,
 )
+from kttrio.server.loose import Loose, alone
 from kttrio.server.openai_forms import GuidedFields, read_form, schema_form
 from kttrio.server.openai_sampling import (
     MAX_CHOICES,
     MAX_ID,
     MAX_STOPS,
-    Biases,
     TokenIds,
+    check_ids,
     sampling_options,
 )
 from kttrio.server.prompting import DEFAULT_TEXT_TOKENS
-from kttrio.server.records import Nested, Stance, given, ignored, read, refused
+from kttrio.server.records import Stance, given, ignored, read, refused
 from kttrio.server.requests import Options, TextRequest
-from kttrio.server.tensors import BYTES, Tensor, flat
+from kttrio.server.tensors import BYTES, Tensor
 from kttrio.text.grammar import Form
 
 MAX_LOGPROBS = 20
@@ -58,8 +57,6 @@ GUIDES = ("json", "json_schema", "regex", "ebnf_grammar")
 ONLY_TEXT = "prompts are text alone"
 NO_ADAPTERS = "this server has no adapters"
 NO_LOGITS = "use 'return_logprobs'"
-INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +220,7 @@ def ask_tensors(
     values: dict[str, Any] = {}
     for tensor in inputs:
         if tensor.name in values:
-            refuse(tensor.name[:200], "is given twice")
+            refuse(tensor.name, "is given twice")
         values[tensor.name] = _value(tensor)
     return ask([values, parameters], outputs=outputs, vocab_size=vocab_size)
 
@@ -232,7 +229,7 @@ def _value(tensor: Tensor) -> list[Any]:
     """The elements as JSON would have them. Raises BadRequestError."""
     name = tensor.name.removeprefix(PREFIX)
     if name not in KNOWN:
-        refuse(tensor.name[:200], "is no input of this model: see its metadata")
+        refuse(tensor.name, "is no input of this model: see its metadata")
     spec = SPECS.get(name)
     if spec is not None and not _fits(tensor.datatype, spec.datatype):
         refuse(tensor.name, f"must be {spec.datatype}, not {tensor.datatype}")
@@ -261,7 +258,7 @@ def ask(
     """The request that named values make, wherever they stand. `outputs`: by name, in order; None:
     the text, and those that flags ask for. Raises BadRequestError."""
     try:
-        inputs = read(Inputs, _spelled(_gathered(sources)))
+        inputs = read(Inputs, _gathered(sources))
     except RecursionError:
         raise BadRequestError("An input is nested too deeply.") from None
     named = _outputs(inputs) if outputs is None else _checked(outputs)
@@ -281,76 +278,27 @@ def _gathered(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         _note(gathered, name, value)
     for alias, name in ALIASES.items():
         _note(gathered, name, gathered.get(alias))
-    return {name: value for name, value in gathered.items() if value is not None}
+    return gathered
 
 
 def _note(values: dict[str, Any], name: str, value: Any) -> None:
-    """Two names for one thing, or two places, must say the same."""
-    known = values.get(name)
-    if known is None:
-        values[name] = value
-    elif value is not None and _only(known) != _only(value):
-        refuse(name[:200], "is given twice, with different values")
+    """Keep a known value as its kind reads it. Two names for one thing, or two places, must say the
+    same."""
+    if name not in KNOWN or value is None:
+        return
+    kind = KINDS.get(name)
+    value = alone(value) if kind is None else Loose(kind).spelled(value, name)
+    if values.setdefault(name, value) != value:
+        refuse(name, "is given twice, with different values")
 
 
 def _sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    text = _only(values.get("sampling_parameters"))
-    if text is None or text == "":
-        return {}
     name = "sampling_parameters"
+    text = values.pop(name, None) or {}
     if isinstance(text, str):
-        text = _object(name, text)
-    if not isinstance(text, dict):
-        refuse(name, "must be a JSON object in a string", "invalid_type")
-    values[name] = ""
-    return {str(key): value for key, value in text.items() if key not in ("text_input", name)}
-
-
-def _object(name: str, text: str) -> dict[str, Any]:
-    return parse_object(text.encode(errors="replace"), what=f"'{name}'")
-
-
-def _only(value: Any) -> Any:
-    """What stands alone in arrays: tensors have them where others have a value."""
-    while isinstance(value, list) and len(value) == 1:
-        (value,) = value
-    return value
-
-
-def _spelled(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as their kinds read them."""
-    return {name: _spell(name, value) for name, value in values.items() if name in KNOWN}
-
-
-def _spell(name: str, value: Any) -> Any:
-    kind = KINDS.get(name)
-    if isinstance(kind, Strings):
-        return [text for text in _list(value) if text != ""]
-    if isinstance(kind, TokenIds):
-        return [_number(item, INTEGER, int) for item in _list(value)]
-    if isinstance(kind, Many):
-        return _list(value)
-    value = _only(value)
-    if isinstance(kind, (Biases, Nested, Tagged)) and isinstance(value, str):
-        return _object(name, value)
-    if isinstance(kind, Integer):
-        return _number(value, INTEGER, int)
-    if isinstance(kind, Number):
-        return _number(value, NUMBER, float)
-    if isinstance(kind, Boolean):
-        words = {"true": True, "false": False}
-        return words.get(value.lower(), value) if isinstance(value, str) else value
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return list(flat(value)) if isinstance(value, list) else [value]
-
-
-def _number(value: Any, spelling: re.Pattern[str], number: Callable[[str], float]) -> Any:
-    """`value`, or the number that it spells."""
-    spelled = isinstance(value, str) and spelling.fullmatch(value)
-    return number(value) if spelled else value
+        text = parse_object(text.encode(errors="replace"), what=f"'{name}'")
+    check_type(text, dict, "a JSON object in a string", name)
+    return {key: value for key, value in text.items() if key not in ("text_input", name)}
 
 
 def _outputs(inputs: Inputs) -> tuple[str, ...]:
@@ -360,10 +308,10 @@ def _outputs(inputs: Inputs) -> tuple[str, ...]:
 
 
 def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
-    names = {spec.name for spec in OUTPUTS}
+    names = [spec.name for spec in OUTPUTS]
     for name in outputs:
         if name not in names:
-            refuse(name[:200], f"is no output of this model; it has {', '.join(names)}")
+            refuse(name, f"is no output of this model; it has {', '.join(names)}")
     if len(set(outputs)) < len(outputs):
         refuse("outputs", "must name each output once")
     return tuple(outputs)
@@ -371,18 +319,18 @@ def _checked(outputs: Sequence[str]) -> tuple[str, ...]:
 
 def _options(inputs: Inputs, outputs: tuple[str, ...], vocab_size: int) -> Options:
     options = sampling_options(inputs, vocab_size=vocab_size)
+    ends = [] if inputs.end_id in (None, -1) else [inputs.end_id]
+    check_ids(ends, vocab_size=vocab_size, path="end_id")
     scores = (inputs.logprobs or 0) if SCORED.intersection(outputs) else None
-    ends = inputs.end_id
     return replace(
         options,
         stream=inputs.stream,
         max_tokens=inputs.max_tokens,
         logprobs=scores,
         form=_form(inputs),
-        ignore_eos=options.ignore_eos or ends == -1,
-        stop_token_ids=options.stop_token_ids
-        if ends in (None, -1)
-        else (*options.stop_token_ids, ends),
+        ignore_eos=options.ignore_eos or inputs.end_id == -1,
+        stop_token_ids=(*options.stop_token_ids, *ends),
+        return_token_ids=False,  # refused above
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, NoReturn, Protocol
 from kttrio.server.errors import BadRequestError
 
 INT64_MAX = 2**63 - 1
+MAX_PATH = 200
+"""Characters of a field's name in a complaint."""
 
 
 class Kind(Protocol):
@@ -30,6 +32,7 @@ class Kind(Protocol):
 
 def refuse(path: str, complaint: str, code: str | None = "invalid_value") -> NoReturn:
     """Raise the 400 that blames this field: `complaint` follows its name."""
+    path = path[:MAX_PATH]  # clients may have made up names of any length
     raise BadRequestError(f"'{path}' {complaint}.", path, code)
 
 
@@ -214,26 +217,33 @@ class Tagged:
 
     tag: str
     kinds: Mapping[str, Kind]
+    default: str | None = None
+    """What an object is that does not say it."""
+    mend: str = ""
+    """What to send instead of any other kind."""
 
     def read(self, value: Any, path: str) -> Any:
         check_type(value, dict, "an object", path)
         name, place = value.get(self.tag), f"{path}.{self.tag}"
+        name = self.default if name is None else name
         if name is None:
             refuse(place, "is missing", "missing_required_parameter")
         kind = self.kinds.get(name) if isinstance(name, str) else None
         if kind is None:
             given = f"'{name[:40]}'" if isinstance(name, str) else word(name)
-            refuse(place, f"must be one of {', '.join(self.kinds)}, not {given}")
+            mend = f": {self.mend}" if self.mend else ""
+            refuse(place, f"must be one of {', '.join(self.kinds)}, not {given}{mend}")
         return kind.read(value, path)
 
     def schema(self) -> dict[str, Any]:
         return {"oneOf": [self._tagged(name, kind) for name, kind in self.kinds.items()]}
 
     def _tagged(self, name: str, kind: Kind) -> dict[str, Any]:
-        told = kind.schema()
-        properties = {**told.get("properties", {}), self.tag: {"const": name}}
-        required = sorted({*told.get("required", ()), self.tag})
-        return {**told, "properties": properties, "required": required}
+        told, said = kind.schema(), name != self.default
+        word = {"const": name} if said else {"enum": [name, None]}
+        properties = {**told.get("properties", {}), self.tag: word}
+        required = sorted({*told.get("required", ()), *([self.tag] if said else [])})
+        return {**told, "properties": properties, **({"required": required} if required else {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,24 @@ from quart import Blueprint, Response, request
 from quart_trio.wrappers import TrioResponse
 
 from kttrio.engine.measures import Histogram
+from kttrio.server.operations import STRING, Operation
 from kttrio.server.state import AppState
 
 COUNT_SECONDS = 1.0
 """A scrape waits so long for what only the runner knows, and goes without it then."""
 REASONS = ("stop", "length", "abort", "error")
+OPERATIONS = (
+    Operation(
+        method="get",
+        path="/metrics",
+        summary="What the server has measured, for Prometheus.",
+        tag="Operation",
+        answer=STRING,
+        answer_type="text/plain",
+        other_answers=("application/openmetrics-text",),
+        open=True,
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:

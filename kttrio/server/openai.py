@@ -10,19 +10,68 @@ from typing import Any, Protocol, TypeVar
 
 from quart import Blueprint, Response
 
+from kttrio.server import openai_answers
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
-from kttrio.server.openai_request import parse_chat, parse_text, unknown_model
+from kttrio.server.completion import Usage, usage_of
+from kttrio.server.openai_request import (
+    ChatBody,
+    TextBody,
+    parse_chat,
+    parse_text,
+    unknown_model,
+)
 from kttrio.server.openai_response import (
     ChatStream,
+    Extras,
     Head,
     TextStream,
+    Whole,
     chat_object,
     text_object,
 )
-from kttrio.server.prompting import prepare_chat, prepare_text
+from kttrio.server.operations import Operation, Parameter
+from kttrio.server.prompting import Prepared, prepare_chat, prepare_text
 from kttrio.server.replies import json_response
+from kttrio.server.requests import Options
 from kttrio.server.state import AppState, new_id
+
+TAG = "OpenAI"
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="The next message of a conversation.",
+        tag=TAG,
+        body=ChatBody,
+        answer=openai_answers.CHAT,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="What follows a text.",
+        tag=TAG,
+        body=TextBody,
+        answer=openai_answers.TEXT,
+        streams=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models",
+        summary="The model that is served.",
+        tag=TAG,
+        answer=openai_answers.MODELS,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{name}",
+        summary="The model of this name.",
+        tag=TAG,
+        answer=openai_answers.MODEL,
+        parameters=(Parameter(name="name", help="of the model"),),
+    ),
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -74,23 +123,12 @@ async def _chat(state: AppState) -> Response:
     model = state.model
     head = Head(new_id("chatcmpl"), int(time.time()), model.name)
     prepared = await prepare_chat(model, asked, open_intake(state, head.id, num_bytes))
+    extras = _extras(state, asked.options, prepared)
     if asked.options.stream:
-        usage = asked.options.include_usage
         return stream(
-            state,
-            prepared,
-            lambda events: ChatStream(head, events, model.tokenizer, include_usage=usage),
+            state, prepared, lambda events: ChatStream(head, events, model.tokenizer, extras)
         )
-    answers, completion = await collect(state, prepared)
-    return json_response(
-        chat_object(
-            head,
-            answers,
-            completion.usage,
-            tokenizer=model.tokenizer,
-            version=state.config.weight_version,
-        )
-    )
+    return json_response(chat_object(await _whole(state, prepared, head, extras), model.tokenizer))
 
 
 async def _text(state: AppState) -> Response:
@@ -98,26 +136,34 @@ async def _text(state: AppState) -> Response:
     model = state.model
     head = Head(new_id("cmpl"), int(time.time()), model.name)
     prepared = await prepare_text(model, asked, open_intake(state, head.id, num_bytes))
-    prompts = prepared.prompts
+    extras = _extras(state, asked.options, prepared)
     if asked.options.stream:
-        usage = asked.options.include_usage
         return stream(
-            state,
-            prepared,
-            lambda events: TextStream(
-                head, events, model.tokenizer, include_usage=usage, prompts=prompts
-            ),
+            state, prepared, lambda events: TextStream(head, events, model.tokenizer, extras)
         )
+    return json_response(text_object(await _whole(state, prepared, head, extras), model.tokenizer))
+
+
+def _extras(state: AppState, options: Options, prepared: Prepared) -> Extras:
+    def usage() -> Usage:
+        return usage_of(prepared, drafts=state.engine.speculates)
+
+    return Extras(
+        prompts=prepared.prompts,
+        include_usage=options.include_usage,
+        usage=usage if options.continuous_usage else None,
+        token_ids=options.return_token_ids,
+    )
+
+
+async def _whole(state: AppState, prepared: Prepared, head: Head, extras: Extras) -> Whole:
     answers, completion = await collect(state, prepared)
-    return json_response(
-        text_object(
-            head,
-            answers,
-            completion.usage,
-            tokenizer=model.tokenizer,
-            version=state.config.weight_version,
-            prompts=prompts,
-        )
+    return Whole(
+        head=head,
+        answers=answers,
+        usage=completion.usage,
+        extras=extras,
+        version=state.config.weight_version,
     )
 
 

@@ -130,6 +130,14 @@ MESSAGES = Many(
 AnyMessage = Message | AssistantMessage
 
 
+def goes_on(messages: Sequence[AnyMessage]) -> bool:
+    """True where an answer can go on with the last message. Raises BadRequestError else."""
+    last = messages[-1]
+    if not isinstance(last, AssistantMessage) or last.tool_calls or not last.content:
+        refuse("continue_final_message", "needs a last message of the assistant, with content")
+    return True
+
+
 def template_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
     """The messages as chat templates take them."""
     return [_template_message(message) for message in messages]

@@ -16,7 +16,7 @@ from kttrio.server.openai_forms import GuidedFields, read_form
 from kttrio.server.openai_messages import (
     MESSAGES,
     AnyMessage,
-    AssistantMessage,
+    goes_on,
     image_sources,
     template_messages,
 )
@@ -221,10 +221,7 @@ def _continues(body: ChatBody) -> bool:
         return False
     if body.add_generation_prompt:
         refuse("continue_final_message", "excludes 'add_generation_prompt': give one of them")
-    last = body.messages[-1]
-    if not isinstance(last, AssistantMessage) or last.tool_calls or not last.content:
-        refuse("continue_final_message", "needs a last message of the assistant, with content")
-    return True
+    return goes_on(body.messages)
 
 
 def template_kwargs(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Options:
     include_usage: bool = False
     n: int = 1
     max_tokens: int | None = None
+    fit_context: bool = False
+    """`max_tokens` is a most: what the context has no room for is not refused but left out."""
     min_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None
@@ -84,6 +86,11 @@ class ChatRequest:
     forced_calls: tuple[str, ...] = ()
     """The answer is a call of one of these tools, or several; none given: as the model likes."""
     template_kwargs: dict[str, Any]
+
+    @property
+    def said(self) -> str | None:
+        """The text that the answer goes on with; None: it is a message of its own."""
+        return self.messages[-1]["content"] if self.continues else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from kttrio.server.images import ImageReader
 from kttrio.text import reasoning
 from kttrio.text.chats import ChatFormat, load_chat_format
 from kttrio.text.generation import GenerationDefaults
+from kttrio.text.grammar import Grammars
 from kttrio.text.images import ImageFormat
 from kttrio.text.reasoning import ReasoningFormat
 from kttrio.text.tokenizer import Tokenizer
@@ -41,6 +42,9 @@ class ServedModel:
     reasoning_parser: str | None
     images: ImageReader | None
     """None: requests with images are refused."""
+    end_ids: frozenset[int]
+    """Tokens that end an answer."""
+    grammars: Grammars
 
     @classmethod
     def load(
@@ -49,15 +53,19 @@ class ServedModel:
         """Read the text side of a checkpoint. Raises ConfigError."""
         template = load_chat_format(directory, override=config.chat_template)
         taught = template.text if template else ""
+        tokenizer, defaults = Tokenizer.load(directory), GenerationDefaults.load(directory)
+        end_ids = tokenizer.eos_ids | frozenset(defaults.eos_token_ids)
         return cls(
             name=config.served_model_name or directory.resolve().name,
             created=int(time.time()),
-            tokenizer=Tokenizer.load(directory),
+            tokenizer=tokenizer,
             template=template,
-            defaults=GenerationDefaults.load(directory),
+            defaults=defaults,
             tool_call_parser=_chosen(config.tool_call_parser, tool_parsers, taught),
             reasoning_parser=_chosen(config.reasoning_parser, reasoning, taught),
             images=ImageReader(images, config) if images else None,
+            end_ids=end_ids,
+            grammars=Grammars(tokenizer, end_ids),
         )
 
     @property
@@ -76,11 +84,6 @@ class ServedModel:
     def reasoning_format(self) -> ReasoningFormat | None:
         """How reasoning is told from answers, if it is."""
         return reasoning.FORMATS.get(self.reasoning_parser or reasoning.OFF)
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        return self.tokenizer.eos_ids | frozenset(self.defaults.eos_token_ids)
 
 
 class Parsers(Protocol):

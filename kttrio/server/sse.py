@@ -50,14 +50,39 @@ class EventTemplate:
         return (self._prefix + encode_basestring(text) + self._suffix).encode(errors="replace")
 
 
+class NumberedTemplate:
+    """An event of which a number changes, and behind it a string."""
+
+    def __init__(self, value: object, *, number: str, text: str, name: str) -> None:
+        """`number` and `text`: the strings in `value` that mark the places, and occur nowhere
+        else."""
+        prefix, rest = event(value, name).decode().split(json.dumps(number))
+        middle, suffix = rest.split(json.dumps(text))
+        self._prefix = prefix
+        self._middle = middle
+        self._suffix = suffix
+
+    def fill(self, text: str, number: int) -> bytes:
+        filled = f"{self._prefix}{number}{self._middle}{encode_basestring(text)}{self._suffix}"
+        return filled.encode(errors="replace")
+
+
 class EventStream:
     """The response body of one streaming request."""
 
-    def __init__(self, connection: Connection, *, chunked: bool, patient: bool = False) -> None:
-        """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection. `patient`: the
-        head waits for the first event."""
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        chunked: bool,
+        keep_alive: bytes = KEEP_ALIVE,
+        patient: bool = False,
+    ) -> None:
+        """`chunked`: frame for HTTP/1.1; an HTTP/1.0 body ends with the connection. `keep_alive`:
+        what a silent stream carries. `patient`: the head waits for the first event."""
         self._connection = connection
         self._chunked = chunked
+        self._keep_alive = keep_alive
         self._patient = patient
         self._refusal: ApiError | None = None
         self._held: list[bytes] | None = []
@@ -110,7 +135,7 @@ class EventStream:
                 continue
             remaining = keep_alive_seconds - (perf_counter() - self._last_put)
             if remaining <= 0:
-                self.put(KEEP_ALIVE)
+                self.put(self._keep_alive)
                 continue
             self._attention = trio.Event()
             with trio.move_on_after(remaining):

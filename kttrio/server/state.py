@@ -14,6 +14,7 @@ from typing import Protocol
 from kttrio.config import ServerConfig
 from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
+from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
 from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.meter import Meter
@@ -69,6 +70,8 @@ class AppState:
     engine: Engine
     model: ServedModel
     config: ServerConfig
+    constraints: Constraints = field(default_factory=Constraints)
+    """Open for as long as the engine runs: the roof sees to that."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """What /get_server_info tells beside the engine's counts: plain values, no secrets."""
     seeds: Random = field(default_factory=Random)
@@ -79,8 +82,8 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
-    meter: Meter = field(default_factory=Meter)
     inferences: InferenceCounts = field(default_factory=InferenceCounts)
+    meter: Meter = field(default_factory=Meter)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 

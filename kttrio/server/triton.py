@@ -7,7 +7,6 @@ over gRPC is in inference.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
@@ -16,14 +15,11 @@ from quart_trio.wrappers import TrioResponse
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import MethodNotAllowed
 
-from kttrio.server import inference, sse
+from kttrio.server import inference, sse, triton_operations
 from kttrio.server.answering import stream
-from kttrio.server.bodies import parse_object
 from kttrio.server.errors import ApiError
 from kttrio.server.inference import Inference, check_model, infer, prepare
-from kttrio.server.kinds import Boolean
 from kttrio.server.prompting import off_loop
-from kttrio.server.records import given, read
 from kttrio.server.replies import LiveResponse, json_response
 from kttrio.server.state import AppState
 from kttrio.server.triton_request import (
@@ -32,6 +28,7 @@ from kttrio.server.triton_request import (
     encoded,
     encoding_of,
     read_generate,
+    read_index,
     read_infer,
 )
 from kttrio.server.triton_response import (
@@ -41,6 +38,7 @@ from kttrio.server.triton_response import (
     infer_body,
 )
 
+OPERATIONS = triton_operations.OPERATIONS
 MODEL = "/models/<path:name>"
 VERSIONED = f"{MODEL}/versions/<version>"
 UNSERVED = (
@@ -55,18 +53,6 @@ UNSERVED = (
 EVENT_HEADERS = Headers([(name.decode(), value.decode()) for name, value in sse.HEADERS])
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexBody:
-    """POST /v2/repository/index."""
-
-    ready: bool = given(Boolean(), "only models that are ready", default=False)
-
-
-def read_index(body: bytes) -> IndexBody:
-    """Read the body of the index, which may be missing. Raises BadRequestError."""
-    return read(IndexBody, parse_object(body or b"{}", unique=True))
 
 
 def blueprint(state: AppState) -> Blueprint:

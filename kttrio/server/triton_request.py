@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields, make_dataclass
 from types import MappingProxyType
 from typing import Any
 
 from kttrio.server.bodies import parse_object
 from kttrio.server.errors import ApiError, BadRequestError
-from kttrio.server.inference_request import Asked, ask, ask_tensors
+from kttrio.server.inference_request import Asked, Inputs, ask, ask_tensors
 from kttrio.server.kinds import Boolean, Integer, Many, Object, OneOf, Text, check_type, refuse
-from kttrio.server.records import Checked, Nested, given, ignored, read, refused
+from kttrio.server.loose import Loose
+from kttrio.server.records import Checked, Nested, Stance, given, ignored, read, refused
 from kttrio.server.tensors import BYTES, DATATYPES, Tensor, from_json, unpack
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -99,6 +100,13 @@ class RequestParameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexBody:
+    """POST /v2/repository/index."""
+
+    ready: bool = given(Boolean(), "only models that are ready", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferBody:
     """POST /v2/models/NAME/infer."""
 
@@ -123,6 +131,25 @@ class GenerateBody:
     parameters: dict[str, Any] | None = given(Object(), "more inputs by their names")
 
 
+def _loosened(one: Field[Any]) -> tuple[str, Any, Any]:
+    """A field of the same name, whose values may be spelled as clients of generate do."""
+    told = one.metadata
+    if told["stance"] is not Stance.DONE:
+        return one.name, None, field(default=None, init=False, metadata=told)
+    required: bool = told["required"]
+    return one.name, Any, given(Loose(told["kind"]), told["help"], required=required)
+
+
+WHOLE_GENERATE_BODY = make_dataclass(
+    "WholeGenerateBody",
+    map(_loosened, fields(Inputs)),
+    bases=(GenerateBody,),
+    kw_only=True,
+    frozen=True,
+)
+"""The same with the inputs: what a client may send."""
+
+
 @dataclass(frozen=True, slots=True)
 class InferRequest:
     """A body that was read."""
@@ -131,6 +158,11 @@ class InferRequest:
     id: str = ""
     binary: frozenset[str] = frozenset()
     """The outputs that are written behind the JSON."""
+
+
+def read_index(body: bytes) -> IndexBody:
+    """Read the body of the index, which may be missing. Raises BadRequestError."""
+    return read(IndexBody, parse_object(body or b"{}", unique=True))
 
 
 def read_generate(body: bytes, *, vocab_size: int) -> InferRequest:
@@ -194,7 +226,7 @@ def _tensors(inputs: tuple[InferInput, ...], tail: bytes) -> list[Tensor]:
             rest = rest[size:]
         else:
             refuse(
-                one.name[:200],
+                one.name,
                 "must have either 'data' or the parameter 'binary_data_size', and as many bytes "
                 "behind the JSON",
             )

@@ -69,7 +69,6 @@ class Reception:
     """Where every request comes in and every answer goes out."""
 
     def __init__(self, config: ServerConfig, meter: Meter, new_id: Callable[[str], str]) -> None:
-        """Raises ConfigError for origins that are none."""
         self._cors = Cors(config.allowed_origins)
         self._logs = config.access_log
         self._meter = meter

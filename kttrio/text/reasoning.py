@@ -46,8 +46,12 @@ class ReasoningFormat:
     def tags(self) -> tuple[str, ...]:
         return self.opens + self.closes
 
-    def start(self, prompt: str) -> ReasoningStart:
-        """How the output of this rendered prompt begins."""
+    def start(self, prompt: str, *, said: str | None = None) -> ReasoningStart:
+        """How the output of this rendered prompt begins. `said`: the text of the answer that it
+        goes on with."""
+        if said is not None:
+            is_open = max(map(said.rfind, self.opens)) > max(map(said.rfind, self.closes))
+            return ReasoningStart.OPEN if is_open else ReasoningStart.CLOSED
         end = prompt[-256:].rstrip()
         if end.endswith(self.opens):
             return ReasoningStart.OPEN
@@ -128,13 +132,29 @@ class ReasoningSplitter:
     answer itself opened another. Newlines around the reasoning are dropped.
     """
 
-    __slots__ = ("_buffer", "_ends", "_opened_in_answer", "_said", "_state", "_tags", "format")
+    __slots__ = (
+        "_answer_state",
+        "_buffer",
+        "_ends",
+        "_opened_in_answer",
+        "_said",
+        "_state",
+        "_tags",
+        "format",
+    )
 
     def __init__(
-        self, format: ReasoningFormat, start: ReasoningStart, *, calls: bool = True
+        self,
+        format: ReasoningFormat,
+        start: ReasoningStart,
+        *,
+        calls: bool = True,
+        forced: bool = False,
     ) -> None:
-        """Without `calls` the model has no tools, and their tags are text like any other."""
+        """Without `calls` the model has no tools, and their tags are text like any other. The
+        answer is `forced` where a grammar holds it: then tags of reasoning in it are text too."""
         self.format = format
+        self._answer_state: _State = "plain" if forced else "answer"
         self._ends = Markers(format.closes + format.calls * calls)
         self._tags = Markers(format.tags + (format.calls + format.bare_calls) * calls)
         states: dict[ReasoningStart, _State] = {
@@ -219,7 +239,7 @@ class ReasoningSplitter:
         if self._state == "closed":
             self._buffer = self._buffer.lstrip("\n")
             if self._buffer:
-                self._state = "answer"
+                self._state = self._answer_state
             return ""
         if self._state == "plain":
             return self._take(len(self._buffer))
@@ -253,7 +273,7 @@ class ReasoningSplitter:
             self._buffer = text[len(opening) :]
             self._state = "opened"
         elif opening is None:
-            self._state = "answer"
+            self._state = self._answer_state
 
     def _begin_again(self) -> bool:
         """Drop an opening tag at the start of the buffer; True also while it may still come."""

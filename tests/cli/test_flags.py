@@ -98,6 +98,23 @@ def test_placement_is_checked_although_it_waits_for_a_gpu() -> None:
         placement("--kt-gpu-experts-ratio", "10")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--api-key", "a,b", "c d"),
+        ("--api-key", "a,b", "--api-key", "c d"),
+        ("--api-key=a,b", "--port", "1", "--api-key=c d"),
+    ],
+)
+def test_keys_are_taken_as_they_are_and_the_flag_may_come_again(argv: tuple[str, ...]) -> None:
+    assert parse(*argv)[3].api_key == ("a,b", "c d")
+
+
+def test_an_empty_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--api-key: needs a value"):
+        parse("--api-key", "a", "")
+
+
 def test_home_is_expanded() -> None:
     model, *_ = parse("--model", "~/m")
     assert model.model == Path.home() / "m"

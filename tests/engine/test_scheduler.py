@@ -16,12 +16,37 @@ from kttrio.engine.scheduler import Scheduler
 from kttrio.engine.sequence import Sequence, Stage
 from kttrio.plan import Chunk, ChunkResult, StepPlan
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
-from tests.fakes import PlanError, ScriptedRunner, capacity, scripted_logprob, scripted_token
+from tests.fakes import (
+    MadeMasks,
+    PlanError,
+    RuledConstraint,
+    ScriptedRunner,
+    capacity,
+    scripted_logprob,
+    scripted_token,
+)
 
 
 def request(prompt, max_tokens=4, **sampling) -> GenerateRequest:
     ids = tuple(range(1, prompt + 1)) if isinstance(prompt, int) else tuple(prompt)
     return GenerateRequest("r", ids, SamplingParams(max_tokens=max_tokens, seed=0, **sampling))
+
+
+def constrained(wanted: GenerateRequest, rule) -> GenerateRequest:
+    return replace(wanted, constraint=RuledConstraint(rule))
+
+
+def most_tokens(outputs):
+    """Four of five tokens, others at each place."""
+    return [token for token in range(1000) if (token + len(outputs)) % 5]
+
+
+def two_then_end(outputs):
+    """Two even tokens, then the end token and nothing else."""
+    return range(0, 1000, 2) if len(outputs) < 2 else [END]
+
+
+END = 999
 
 
 class Bench:
@@ -79,6 +104,15 @@ def preempt(bench: Bench) -> None:
 
 def expected(prompt: tuple[int, ...], count: int) -> list[int]:
     return [scripted_token(prompt, i) for i in range(count)]
+
+
+def lawful(prompt: tuple[int, ...], count: int, rule) -> list[int]:
+    """The script's tokens where the rule has them, else the lowest that it has."""
+    outputs: tuple[int, ...] = ()
+    for token in expected(prompt, count):
+        allowed = rule(outputs)
+        outputs = (*outputs, token if token in allowed else min(allowed))
+    return list(outputs)
 
 
 def lengths(plan: StepPlan | None) -> list[int]:
@@ -759,6 +793,127 @@ def test_the_fake_knows_foreign_outputs_in_a_recomputed_chunk():
 
 
 @pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"num_drafts": 3},
+        {"config": EngineConfig(chunked_prefill_size=8)},
+        {"long_tokens": 10, "max_long_tokens": 16},
+        {"long_tokens": 10, "max_long_tokens": 16, "num_drafts": 2},
+    ],
+)
+def test_a_constraint_hears_each_output_and_is_asked_before_it(limits):
+    bench = Bench(**limits)
+    free = bench.submit(request(range(300, 320), 30))
+    bound = bench.submit(constrained(request(20, 30), most_tokens))
+    bench.run()
+    constraint = bound.request.constraint
+    assert bench.tokens(free) == expected(free.request.prompt_ids, 30)
+    assert bench.tokens(bound) == lawful(bound.request.prompt_ids, 30, most_tokens)
+    assert list(constraint.outputs) == bench.tokens(bound)
+    asked = [outputs for outputs, _ in constraint.asked]
+    assert len(set(asked)) == len(asked), "no place is asked for twice"
+    accepted = bench.scheduler.num_accepted
+    assert (accepted > 0) == (limits.get("num_drafts", 0) > 0)
+    drafts = sum(len(drafts) for _, drafts in constraint.asked)
+    assert bool(drafts) == (accepted > 0)
+    bench.assert_all_free()
+
+
+def test_masks_are_begun_with_the_plan_and_only_where_a_token_is_drawn():
+    bench = Bench(config=EngineConfig(chunked_prefill_size=6))
+    bound = bench.submit(constrained(request(10, 3), most_tokens))
+    masked = []
+    while (plan := bench.scheduler.plan()) is not None:
+        masked.append((plan.chunks[0].masks is not None, len(bound.request.constraint.asked)))
+        bench.scheduler.commit(plan, bench.runner.step(plan))
+    assert masked == [(False, 0), (True, 1), (True, 2), (True, 3)]
+
+
+def test_a_prompt_that_is_only_scored_asks_for_no_masks():
+    bench = Bench()
+    bound = bench.submit(constrained(request(10, 0, prompt_logprobs=0), most_tokens))
+    bench.run()
+    assert bound.request.constraint.asked == []
+
+
+def test_preemption_asks_anew_and_repeats_nothing():
+    bench = Bench(num_slots=4, num_pages=6, page_size=4)
+    for start in (100, 200):
+        bench.submit(constrained(request(range(start, start + 4), 12), most_tokens))
+    bench.run()
+    assert bench.scheduler.num_preemptions == 1
+    for sequence in bench.sequences:
+        own = lawful(sequence.request.prompt_ids, 12, most_tokens)
+        assert bench.tokens(sequence) == own
+        assert list(sequence.request.constraint.outputs) == own
+
+
+def test_a_preempted_passage_that_was_to_draw_draws_what_it_would_have():
+    bench = with_passage(num_pages=10, page_size=4)
+    bench.runner = ScriptedRunner(bench.runner.capacity, long_steps=40)
+    bench.submit(request(4, 24))
+    bench.step()
+    long = bench.submit(constrained(request(range(100, 120), 1), two_then_end))
+    preempt(bench)
+    bench.run()
+    assert bench.tokens(long) == lawful(long.request.prompt_ids, 1, two_then_end)
+    assert [outputs for outputs, _ in long.request.constraint.asked] == [(), ()]
+
+
+@pytest.mark.parametrize("num_drafts", [0, 3])
+def test_a_finished_form_ends_below_min_tokens(num_drafts):
+    bench = Bench(num_drafts=num_drafts)
+    wanted = request(5, 40, min_tokens=20, stop_token_ids=frozenset({END}))
+    bound = bench.submit(constrained(wanted, two_then_end))
+    bench.run()
+    assert len(bench.tokens(bound)) == 3
+    assert bench.events[bound][-1].finish is FinishReason.STOP
+    assert bound.request.constraint.outputs[-1] == END
+    bench.assert_all_free()
+
+
+def test_a_constraint_that_breaks_ends_its_own_sequence_only():
+    class Broken(RuledConstraint):
+        def masks(self, drafts):
+            return MadeMasks("boom") if len(self.outputs) == 2 else super().masks(drafts)
+
+    bench = Bench()
+    free = bench.submit(request(3, 9))
+    bound = bench.submit(replace(request(5, 9), constraint=Broken(most_tokens)))
+    bench.run()
+    assert bench.events[bound][-1] == TokenEvent(None, FinishReason.ERROR, error="boom")
+    assert len(bench.tokens(bound)) == 3, "two tokens and the error"
+    assert bench.tokens(free) == expected(free.request.prompt_ids, 9)
+    bench.assert_all_free()
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_an_aborted_sequence_hears_no_more(in_flight):
+    bench = Bench()
+    bound = bench.submit(constrained(request(3, 9), most_tokens))
+    bench.step()
+    plan = bench.scheduler.plan() if in_flight else None
+    bench.scheduler.abort(bound)
+    if plan is not None:
+        bench.scheduler.commit(plan, bench.runner.step(plan))
+    assert len(bound.request.constraint.outputs) == 1
+    bench.assert_all_free()
+
+
+def test_the_fake_notices_masks_that_are_lacking():
+    runner = ScriptedRunner(capacity())
+    sampling = request(2).sampling
+    first = Chunk(0, 0, (1, 2), (5,), sampling, True, 2, masks=MadeMasks([b"\x10"]))
+    assert runner.step(StepPlan((first,))).chunks[0].tokens == (4,)
+    for masks, complaint in ((None, "come and go"), (MadeMasks([None, None]), "2 masks")):
+        runner.violations.clear()
+        again = runner.step(StepPlan((first,))).chunks[0].tokens
+        with pytest.raises(PlanError, match=complaint):
+            runner.step(StepPlan((Chunk(0, 2, again, (5,), sampling, True, 2, masks=masks),)))
+
+
+@pytest.mark.parametrize(
     ("seed", "num_drafts", "long_tokens"),
     [(0, 0, 0), (1, 0, 0), (2, 1, 0), (3, 4, 0), (4, 0, 20), (5, 2, 30)],
 )
@@ -854,13 +1009,13 @@ class Traffic(RuleBasedStateMachine):
         max_tokens=st.integers(0, 12) | st.just(999),
         salt=st.integers(0, 900),
         scored=st.booleans(),
+        rule=st.sampled_from([None, None, most_tokens]),
     )
-    def arrive(self, num_prompt, max_tokens, salt, scored):
+    def arrive(self, num_prompt, max_tokens, salt, scored, rule):
         prompt = tuple((salt + 7 * i) % 1000 for i in range(num_prompt))
+        wanted = request(prompt, max_tokens, prompt_logprobs=0 if scored else None)
         try:
-            sequence = self.scheduler.submit(
-                request(prompt, max_tokens, prompt_logprobs=0 if scored else None)
-            )
+            sequence = self.scheduler.submit(constrained(wanted, rule) if rule else wanted)
         except RequestTooLarge:
             assert num_prompt + min(max_tokens, 1) > 40
         except QueueFull:
@@ -961,8 +1116,12 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def tokens_are_its_own(self):
         for sequence in self.order:
-            got = self.got[sequence]
-            assert got == expected(sequence.request.prompt_ids, len(got))
+            got, constraint = self.got[sequence], sequence.request.constraint
+            if constraint is None:
+                assert got == expected(sequence.request.prompt_ids, len(got))
+            else:
+                assert got == lawful(sequence.request.prompt_ids, len(got), most_tokens)
+                assert list(constraint.outputs) == got
 
     def teardown(self):
         if self.plan is not None:

@@ -5,8 +5,10 @@ import torch
 
 from kttrio.plan import StepPlan
 from kttrio.runner.findings import NOT_FINITE, Evaluator
+from kttrio.runner.masks import NOTHING_ALLOWED
 from kttrio.runner.sampler import Sampler
 from kttrio.runner.tensors import StepBuilder
+from tests.fakes import MadeMasks, mask_of
 from tests.runner.toy import PAGE_SIZE, VOCAB, chunk_of, toy_hidden, toy_logits
 
 CPU = torch.device("cpu")
@@ -114,3 +116,73 @@ def test_a_draft_that_is_refused_may_break_as_it_likes():
     rows = torch.cat([toy_hidden((*before, 40)), torch.full((1, 3), torch.nan)])
     (found,) = bench.evaluator.evaluate(built, rows)
     assert (found.tokens, found.error) == (true, None)
+
+
+def held(chunk, *allowed):
+    """The chunk with masks of these tokens, a reason, or None for all."""
+    masks = allowed[0] if isinstance(allowed[0], str) else [mask_of(tokens) for tokens in allowed]
+    return chunk._replace(masks=MadeMasks(masks))
+
+
+BEFORE = (1, 2, 3)
+
+
+def next_of(token_ids, among=range(VOCAB)):
+    """The best token after BEFORE and these."""
+    logits = toy_logits(toy_hidden((*BEFORE, *token_ids)))[0]
+    return max(among, key=lambda token: (float(logits[token]), -token))
+
+
+def test_each_place_has_its_own_mask():
+    second, third = range(0, VOCAB, 7), range(3, VOCAB, 11)
+    first = next_of((40,))
+    after = next_of((40, first), second)
+    last = next_of((40, first, after), third)
+    chunk = held(verifying(0, BEFORE, (40, first, after)), None, second, third)
+    (found,) = Bench().evaluate(chunk, before={0: BEFORE})
+    assert found.tokens == (first, after, last)
+
+
+def test_a_draft_that_may_not_come_is_refused_and_nothing_behind_it_looked_at():
+    first = next_of((40,))
+    others = [token for token in range(VOCAB) if token != first]
+    chunk = held(verifying(0, BEFORE, (40, first)), others, [])
+    (found,) = Bench().evaluate(chunk, before={0: BEFORE})
+    assert (found.tokens, found.error) == ((next_of((40,), others),), None)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error"),
+    [(("the form broke",), "the form broke"), (([5], []), NOTHING_ALLOWED), (([5],), "1 masks")],
+)
+def test_what_is_wrong_with_masks_ends_their_own_sequence(masks, error):
+    broken = held(verifying(0, BEFORE, (40, 5)), *masks)
+    sound = held(verifying(1, BEFORE, (40, 5)), [5], [6])
+    before = dict.fromkeys(range(3), BEFORE)
+    found = Bench().evaluate(broken, sound, verifying(2, BEFORE, (40,)), before=before)
+    plain, failed, held_one = found
+    assert (plain.tokens, held_one.tokens) == ((next_of((40,)),), (5, 6))
+    assert failed.tokens == ()
+    assert error in failed.error
+
+
+def test_masks_that_fail_for_all_are_no_failure_of_the_step():
+    chunks = [held(verifying(slot, BEFORE, (40,)), "boom") for slot in range(2)]
+    found = Bench().evaluate(*chunks, before=dict.fromkeys(range(2), BEFORE))
+    assert [result.error for result in found] == ["boom", "boom"]
+
+
+def test_masks_are_waited_for_when_the_logits_are_under_way():
+    order = []
+
+    class Late(MadeMasks):
+        def wait(self):
+            order.append("masks")
+            return super().wait()
+
+    bench = Bench()
+    evaluator = bench.evaluator
+    evaluator._logits = lambda hidden: (order.append("logits"), toy_logits(hidden))[1]
+    chunk = verifying(0, BEFORE, (40,))._replace(masks=Late([mask_of([9])]))
+    (found,) = bench.evaluate(chunk, before={0: BEFORE})
+    assert (found.tokens, order) == ((9,), ["logits", "masks"])

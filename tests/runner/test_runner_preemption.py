@@ -3,6 +3,7 @@ whoever comes and goes, a request gets the tokens and the scores that it gets al
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -16,6 +17,7 @@ from kttrio.plan import Capacity
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams
 from kttrio.runner import passage
 from kttrio.runner.runner import Runner
+from tests.fakes import RuledConstraint
 from tests.runner.toy import PAGE_SIZE, VOCAB, ToyModel
 
 SAMPLINGS = (
@@ -25,7 +27,14 @@ SAMPLINGS = (
     {"min_tokens": 9, "stop_token_ids": frozenset(range(0, 90, 2)), "top_k": 10**6},
     {"prompt_logprobs": 0, "frequency_penalty": 2.0, "min_p": 1.0, "seed": 2**63},
     {"logit_bias": tuple((i, -100.0) for i in range(VOCAB)), "temperature": 1e-6},
+    {"temperature": 0.0, "logprobs": 2},
+    {"top_p": 0.9, "min_tokens": 99, "stop_token_ids": frozenset({5})},
 )
+RULES = {
+    6: lambda outputs: [token for token in range(VOCAB) if (token + len(outputs)) % 7],
+    7: lambda outputs: range(len(outputs) % 3, VOCAB, 3) if len(outputs) < 11 else [5],
+}
+"""What two of these may say."""
 
 
 class Visit(NamedTuple):
@@ -58,6 +67,12 @@ class Machine:
         self.runner = Runner(model, caches, capacity=capacity, device=torch.device("cpu"))
         self.scheduler = Scheduler(capacity, EngineConfig(chunked_prefill_size=budget))
 
+    def submit(self, asked):
+        """As if for the first time."""
+        if asked.constraint is not None:
+            asked = replace(asked, constraint=asked.constraint.anew())
+        return self.scheduler.submit(asked)
+
     def step(self):
         """The events of a step; None where there is nothing to do."""
         plan = self.scheduler.plan()
@@ -70,7 +85,7 @@ class Machine:
 def run(requests, **room):
     """Everything each request heard, and the scheduler with its counts."""
     machine = Machine(**room)
-    heard = {machine.scheduler.submit(request): [] for request in requests}
+    heard = {machine.submit(request): [] for request in requests}
     while (events := machine.step()) is not None:
         for sequence, event in events:
             heard[sequence].append(event)
@@ -81,7 +96,9 @@ def run(requests, **room):
 def request(number, kind, num_prompt, max_tokens):
     prompt = tuple((7 * number + 13 * i) % 90 for i in range(num_prompt))
     sampling = {"seed": number, **SAMPLINGS[kind]}
-    return GenerateRequest(str(number), prompt, SamplingParams(max_tokens, **sampling))
+    constraint = RuledConstraint(RULES[kind]) if kind in RULES else None
+    params = SamplingParams(max_tokens, **sampling)
+    return GenerateRequest(str(number), prompt, params, constraint=constraint)
 
 
 def rounded(events):
@@ -151,7 +168,7 @@ def test_whoever_comes_and_goes_beside_it_changes_nothing(
     for step in range(5000):
         for number, visit in enumerate(visits):
             if visit.arrives == step:
-                here[machine.scheduler.submit(requests[number])] = number
+                here[machine.submit(requests[number])] = number
             if visit.leaves == step and number in here.values():
                 machine.scheduler.abort(next(s for s, n in here.items() if n == number))
         events = machine.step()

@@ -3,6 +3,8 @@ one that is another."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from kttrio.engine.scheduler import Scheduler
 from kttrio.plan import Capacity
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams
 from kttrio.runner.runner import Runner
+from tests.fakes import RuledConstraint
 from tests.runner.toy import PAGE_SIZE, VOCAB, ToyModel
 
 ALWAYS_RIGHT, ALWAYS_WRONG = 10**6, 1
@@ -180,3 +183,36 @@ def test_a_sequence_that_breaks_in_mid_run_ends_alone():
     assert broken[-1].finish is FinishReason.ERROR
     assert "not finite" in broken[-1].error
     assert tokens(sound) == tokens(*plainly(request(**GREEDY)))
+
+
+def held(asked, rule):
+    return replace(asked, constraint=RuledConstraint(rule))
+
+
+def most_tokens(outputs):
+    return [token for token in range(VOCAB) if (token + len(outputs)) % 6]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 0.1, "top_p": 0.95}])
+def test_masks_are_kept_behind_drafts_as_without(sampling):
+    """The drafts know nothing of them, and some that would be right are forbidden."""
+    asked = request(max_tokens=120, **sampling)
+    machine = Machine(3, slips=ALWAYS_RIGHT)
+    (events,), (plain,) = machine.run(held(asked, most_tokens)), plainly(held(asked, most_tokens))
+    assert tokens(events) == tokens(plain)
+    assert all(token in most_tokens(range(i)) for i, token in enumerate(tokens(events)))
+    assert tokens(events) != tokens(*plainly(asked))
+    assert len(set(machine.accepted)) >= 3
+
+
+def test_a_form_that_ends_in_mid_run_ends_the_sequence():
+    (free,) = plainly(request(**GREEDY))
+    said, end = tokens(free)[:5], 96
+
+    def rule(outputs):
+        return [said[len(outputs)]] if len(outputs) < 5 else [end]
+
+    asked = request(stop_token_ids=frozenset({end}), min_tokens=30, **GREEDY)
+    (events,) = Machine(4, slips=ALWAYS_RIGHT).run(held(asked, rule))
+    assert tokens(events) == [*said, end]
+    assert events[-1].finish is FinishReason.STOP

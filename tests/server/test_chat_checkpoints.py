@@ -10,6 +10,7 @@ import pytest
 
 from kttrio.config import ServerConfig
 from kttrio.request import FinishReason, TokenEvent
+from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Answer, Delta
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, prepare_chat
@@ -22,7 +23,14 @@ CHATS = [
     for directory in sorted(FIXTURES.glob("*_chat"))
     for chat in json.loads((directory / "golden.json").read_text())
 ]
-INTAKE = Intake(request_id="r", num_bytes=0, context_length=4096, most_sequences=8, seed=1)
+INTAKE = Intake(
+    request_id="r",
+    num_bytes=0,
+    context_length=4096,
+    most_sequences=8,
+    seed=1,
+    constraints=Constraints(),
+)
 
 
 async def prepared(model: ServedModel, chat: dict):
@@ -50,7 +58,8 @@ async def test_the_golden_answer_is_read_as_it_was_meant(directory, chat):
     model = ServedModel.load(directory, ServerConfig())
     decoder = (await prepared(model, chat)).decoders[0]
     fed = [decoder.feed(event) for event in events(model, chat["answer_ids"])]
-    answer = Answer.of([Delta(text=d) if isinstance(d, str) else d for d in fed if d is not None])
+    deltas = [delta for news in fed for delta in ([Delta(news)] if isinstance(news, str) else news)]
+    answer = Answer.of(deltas)
     asked = chat["name"].split("_")[0]
     thought = THOUGHTS[asked] if THOUGHTS[asked] in chat["answer"] else ""
     assert answer.reasoning == thought

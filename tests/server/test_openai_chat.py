@@ -78,7 +78,7 @@ async def test_a_whole_answer_has_every_field() -> None:
         assert usage["completion_tokens"] == num_tokens
         assert usage["total_tokens"] == usage["prompt_tokens"] + num_tokens
         assert usage["reasoning_tokens"] == 0
-        assert usage["prompt_tokens_details"] is None
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
         assert answer["metadata"] == {"weight_version": "default"}
 
 

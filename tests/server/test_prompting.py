@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kttrio.config import ServerConfig
+from kttrio.server.constraints import Constraints
 from kttrio.server.errors import BadRequestError
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, check_length, choice_seed, prepare_chat
@@ -49,7 +50,14 @@ def test_past_arguments_stay_as_the_client_sent_them(sent: object, text: str) ->
     assert read["id"] == "c"
 
 
-INTAKE = Intake(request_id="r", num_bytes=0, context_length=4096, most_sequences=8, seed=1)
+INTAKE = Intake(
+    request_id="r",
+    num_bytes=0,
+    context_length=4096,
+    most_sequences=8,
+    seed=1,
+    constraints=Constraints(),
+)
 
 
 @pytest.mark.parametrize(

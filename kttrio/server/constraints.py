@@ -1,0 +1,175 @@
+"""What answers are held to: a grammar's matcher as a constraint, its work in threads of its own.
+
+The engine, in the event loop, only leaves word there: masks are made while the step computes that
+is to draw by them. Grammars are compiled in other threads, for that may take long.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Lock, Thread
+from types import TracebackType
+from typing import Protocol, Self
+
+import trio
+
+from kttrio.request import Constraint, Masks
+from kttrio.server.errors import ApiError
+
+NUM_THREADS = 4
+"""That make masks. Masks take a tenth of a millisecond, and Python a part of that alone."""
+MASK_SECONDS = 10.0
+"""A step waits no longer for masks: other sequences wait with it."""
+NUM_COMPILING = 2
+"""Grammars that are compiled at the same time."""
+MOST_WAITING = 64
+"""Grammars that wait for that; one more is refused."""
+RETRY_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Matcher(Protocol):
+    """Follows one answer through its grammar. One thread at a time."""
+
+    def masks(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
+        """What may come next and behind each draft, as `request.Masks` has it."""
+        ...
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with these. Raises where it may not."""
+        ...
+
+
+class _Job:
+    """Masks that are asked for; a `Masks`."""
+
+    def __init__(self, work: Callable[[], Sequence[bytes | None]]) -> None:
+        self._work = work
+        self._masks: Sequence[bytes | None] | None = None
+        self._deadline = time.monotonic() + MASK_SECONDS
+        self._underway = Lock()  # held until the masks are there: the cheapest event there is
+        self._underway.acquire()
+
+    def run(self) -> None:
+        """Make them. Whatever goes wrong is the business of who waits."""
+        try:
+            self._masks = self._work()
+        except BaseException as error:  # a panic of the matcher's library is no Exception
+            # Its text may quote the request.
+            logger.error("the masks of an answer failed: %s", type(error).__name__)
+            logger.debug("this was", exc_info=error)
+        finally:
+            self._underway.release()
+
+    def wait(self) -> Sequence[bytes | None]:
+        left = max(self._deadline - time.monotonic(), 0.0)
+        if not self._underway.acquire(timeout=left):
+            raise RuntimeError(f"what may come next was not known within {MASK_SECONDS:g} s")
+        self._underway.release()
+        if self._masks is None:
+            raise RuntimeError("the grammar that the answer must follow broke down")
+        return self._masks
+
+
+class MaskThreads:
+    """Threads that make masks, as they are asked for; they live as long as the `with` block."""
+
+    def __init__(self, num_threads: int = NUM_THREADS) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = [
+            Thread(target=self._run, name=f"masks-{number}") for number in range(num_threads)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Whoever asked before has an answer; nobody may ask any more."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def begin(self, work: Callable[[], Sequence[bytes | None]]) -> Masks:
+        job = _Job(work)
+        self._jobs.put(job)
+        return job
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            del job  # or it keeps its matcher while nothing is asked
+
+
+class MatchedConstraint:
+    """A `Constraint` that follows a grammar.
+
+    What is drawn waits here until masks are asked for. It can happen that these are asked for a
+    second time before the first are made, because the step was given up: then they take turns,
+    and either takes along what was drawn.
+    """
+
+    def __init__(self, matcher: Matcher, threads: MaskThreads) -> None:
+        self._matcher = matcher
+        self._threads = threads
+        self._drawn: deque[int] = deque()
+        self._turn = Lock()
+
+    def masks(self, drafts: tuple[int, ...]) -> Masks:
+        return self._threads.begin(lambda: self._make(drafts))
+
+    def advance(self, token: int) -> None:
+        self._drawn.append(token)
+
+    def _make(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
+        with self._turn:
+            drawn = [self._drawn.popleft() for _ in range(len(self._drawn))]
+            if drawn:
+                self._matcher.advance(drawn)
+            return self._matcher.masks(drafts)
+
+
+class Constraints:
+    """Holds the answers of one server to their grammars, for as long as the `with` block lasts."""
+
+    def __init__(self) -> None:
+        self._threads = MaskThreads()
+        self._compiling = trio.CapacityLimiter(NUM_COMPILING)
+
+    def __enter__(self) -> Self:
+        self._threads.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._threads.__exit__(kind, error, traceback)
+
+    async def open(self, compile: Callable[[], Sequence[Matcher]]) -> list[Constraint]:
+        """A constraint for each matcher that `compile` makes, in a thread. Raises what it raises,
+        and ApiError where too many wait for their turn."""
+        if self._compiling.statistics().tasks_waiting >= MOST_WAITING:
+            raise ApiError(
+                429,
+                f"{MOST_WAITING} requests wait already to have their grammars compiled; try again "
+                "later.",
+                code="queue_full",
+                retry_after=RETRY_SECONDS,
+            )
+        matchers = await trio.to_thread.run_sync(compile, limiter=self._compiling)
+        return [MatchedConstraint(matcher, self._threads) for matcher in matchers]

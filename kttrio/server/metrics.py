@@ -162,7 +162,7 @@ class ServerCollector(Collector):
 
     def _visits(self) -> Metric:
         labels = ["method", "handler", "status"]
-        family = CounterMetricFamily("http_requests", "HTTP requests.", labels=labels)
+        family = CounterMetricFamily("http_requests", "Requests over HTTP and gRPC.", labels=labels)
         for (method, route, status), count in self.state.meter.visits.items():
             family.add_metric([method, route, str(status)], count)
         return family

@@ -302,3 +302,25 @@ async def test_while_it_drains_it_is_live_but_not_ready(front: Front, client: Ht
     assert not (await ask(client, "ServerReady")).ready
     answer = await client.infer()
     assert answer.status == 14
+
+
+async def test_a_call_is_a_visit_with_an_id(
+    front: Front, client: Http2Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    answer = await client.call(f"{INFERENCE}/ServerMetadata", b"", ("x-request-id", "mine-1"))
+    assert answer.headers["x-request-id"] == "mine-1"
+    message = infer_request(max_tokens=3).SerializeToString()
+    answer = await client.call(f"{INFERENCE}/ModelInfer", message, ("x-request-id", "two words"))
+    assert answer.headers["x-request-id"].startswith("req-")
+    unknown = await client.call("/nowhere", b"")
+    await ask(client, "ServerLive")
+    lines = [record.message for record in caplog.records if record.name == "kttrio.access"]
+    assert len(lines) == 3
+    assert "method=gRPC path=/inference.GRPCInferenceService/ServerMetadata status=0" in lines[0]
+    assert "request=mine-1" in lines[0]
+    assert "completion_tokens=3" in lines[1]
+    assert (unknown.status, "path=/nowhere status=12" in lines[2]) == (12, True)
+    routes = {(route, status) for _, route, status in front.state.meter.visits}
+    assert ("none", 12) in routes
+    assert (f"{INFERENCE}/ServerLive", 0) in routes

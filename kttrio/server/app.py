@@ -37,7 +37,7 @@ from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
 from kttrio.server.replies import LiveResponse, error_response
-from kttrio.server.state import AppState
+from kttrio.server.state import AppState, new_id
 from kttrio.server.visits import POLLED, VISIT, Reception, named
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class App(QuartTrio):
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App(Reception(state.config, state.meter))
+    app = App(Reception(state.config, state.meter, new_id))
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the

@@ -107,6 +107,7 @@ class Connection:
         self._stream = stream
         self._socket = stream.socket
         self._fd = stream.socket.fileno()
+        _find_out_who_vanishes(self._socket)
         self._seal = Seal(tls) if tls is not None else None
         self._unsent = bytearray()
         self._longest = 0
@@ -278,3 +279,13 @@ class Connection:
             self._socket.shutdown(socket.SHUT_WR)
             while await self._stream.receive_some(MAX_RECV):
                 pass
+
+
+def _find_out_who_vanishes(sock: trio.socket.SocketType) -> None:
+    """Have the kernel ask a silent client after a minute whether it is there: one whose network
+    failed says no goodbye, and a stream of requests that is open may be silent for long."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -14,11 +14,12 @@ from math import inf
 
 import trio
 
+from kttrio.config import ServerConfig
 from kttrio.server.errors import ApiError
 from kttrio.server.failures import log_failure
 from kttrio.server.grpc_status import RpcError, Status, rpc_error, status_fields
-from kttrio.server.http2 import ServerEnds, Stream
-from kttrio.server.visits import named
+from kttrio.server.http2_stream import Headers, ServerEnds, Stream
+from kttrio.server.visits import Visit, named
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,12 @@ Run = Callable[["Call"], Awaitable[None]]
 class Call:
     """A call that came in. Messages are pushed as they are made, by whoever makes them."""
 
-    def __init__(
-        self, stream: Stream, *, request_id: str, max_message_bytes: int, body_timeout: float
-    ) -> None:
-        self.status = Status.CANCELLED
-        """How it ended; unless it has, its client is gone."""
+    def __init__(self, stream: Stream, visit: Visit, limits: ServerConfig) -> None:
         self.path = stream.headers.get(b":path", b"").decode("latin-1")
         self._stream = stream
-        self._head = (*HEAD, (b"x-request-id", request_id.encode()))
-        self._max_message_bytes = max_message_bytes
-        self._body_timeout = body_timeout
+        self._visit = visit
+        self._max_message_bytes = limits.max_body_bytes
+        self._body_timeout = limits.body_timeout
         self._arrived = bytearray()
         self._started = False
 
@@ -133,7 +130,7 @@ class Call:
 
     def finish(self, status: Status = Status.OK, message: str = "") -> None:
         """End the call, after what still waits."""
-        self.status = status
+        self._visit.status = status
         if self._started:
             self._stream.end(status_fields(status, message))
         else:
@@ -153,6 +150,10 @@ class Call:
         if not self._started:
             self._started = True
             self._stream.start(self._head)
+
+    @property
+    def _head(self) -> Headers:
+        return [*HEAD, (b"x-request-id", self._visit.id.encode())]
 
     # The whole
 

@@ -10,10 +10,10 @@ from kttrio.server.grpc_call import Call, is_grpc
 from kttrio.server.grpc_health import HealthService
 from kttrio.server.grpc_inference import InferenceService
 from kttrio.server.grpc_status import RpcError, Status
-from kttrio.server.http2 import Stream
+from kttrio.server.http2_stream import Stream
 from kttrio.server.keys import Keys, presented
-from kttrio.server.state import AppState
-from kttrio.server.visits import Visits
+from kttrio.server.state import AppState, new_id
+from kttrio.server.visits import NO_ROUTE, SHOWN_PATH, VISIT, Journal, Visit, request_id
 
 INFERENCE, HEALTH = f"/{grpc_inference.NAME}", f"/{grpc_health.NAME}"
 POLLED = frozenset(
@@ -29,8 +29,8 @@ class GrpcServer:
 
     def __init__(self, state: AppState) -> None:
         self._config = state.config
+        self._journal = Journal(state.config, state.meter)
         self._keys = Keys(state.config)
-        self._visits = Visits(state.config, state.meter.calls, polled=POLLED)
         inference, health = InferenceService(state), HealthService(state)
         self._methods: dict[str, Run] = {
             f"{HEALTH}/Check": health.check,
@@ -44,22 +44,24 @@ class GrpcServer:
         """Answer one call."""
         if not is_grpc(stream):
             return
-        config, fields = self._config, stream.headers
-        given = fields.get(b"x-request-id", b"")
-        visit = self._visits.open("POST", fields.get(b":path", b""), stream.client, given)
-        call = Call(
-            stream,
-            request_id=visit.id,
-            max_message_bytes=config.max_body_bytes,
-            body_timeout=config.body_timeout,
-        )
-        if call.path in self._methods:
-            visit.route = call.path
+        visit = self._open(stream)
+        VISIT.set(visit)
         try:
-            await call.run(self._run)
+            await Call(stream, visit, self._config).run(self._run)
         finally:
-            visit.status = call.status.name
-            self._visits.close(visit)
+            self._journal.note(visit)
+
+    def _open(self, stream: Stream) -> Visit:
+        path = stream.headers.get(b":path", b"").decode("latin-1")
+        return Visit(
+            id=request_id(stream.headers, new_id),
+            method="gRPC",
+            path=path[:SHOWN_PATH],
+            client=stream.client,
+            route=path if path in self._methods else NO_ROUTE,
+            status=Status.CANCELLED,
+            polled=path in POLLED,
+        )
 
     async def _run(self, call: Call) -> None:
         if call.path not in POLLED:

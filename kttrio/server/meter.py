@@ -12,9 +12,6 @@ import trio
 
 from kttrio.engine.measures import WAIT_BOUNDS, Histogram
 
-Ended = tuple[str, str, str]
-"""Method, route and status of a request."""
-
 TOKEN_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5)
 FIRST_TOKEN_BOUNDS = (0.005, 0.01, 0.02, 0.04, 0.08, *WAIT_BOUNDS[2:])
 LAG_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
@@ -34,10 +31,8 @@ class Meter:
     """Of all answers to a request."""
     ends: Counter[str] = field(default_factory=Counter)
     """Answers by the reason for their end."""
-    visits: Counter[Ended] = field(default_factory=Counter)
-    """HTTP requests that have ended."""
-    calls: Counter[Ended] = field(default_factory=Counter)
-    """And calls of gRPC."""
+    visits: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """Requests over HTTP and gRPC by method, route and status."""
     connections: int = 0
     """Open now, over both."""
     refused_connections: int = 0

@@ -84,7 +84,11 @@ class ServerCollector(Collector):
         yield from self._requests()
         yield from self._steps()
         yield from self._experts()
-        yield from self._visits()
+        yield self._visits()
+        meter = self.state.meter
+        yield self._gauge("kttrio:connections", "Open connections.", meter.connections)
+        help = "Connections refused by --max-connections."
+        yield self._counter("kttrio:refused_connections", help, meter.refused_connections)
 
     def _engine(self) -> Iterator[Metric]:
         stats, measures = self.state.engine.stats, self.state.engine.measures
@@ -160,22 +164,12 @@ class ServerCollector(Collector):
         if isinstance(swaps, int):
             yield self._counter("kttrio:expert_swaps", "Experts that came to the device.", swaps)
 
-    def _visits(self) -> Iterator[Metric]:
-        meter = self.state.meter
+    def _visits(self) -> Metric:
         labels = ["method", "handler", "status"]
-        visits = CounterMetricFamily("http_requests", "HTTP requests.", labels=labels)
-        for ended, count in meter.visits.items():
-            visits.add_metric(list(ended), count)
-        yield visits
-        labels = ["grpc_service", "grpc_method", "grpc_code"]
-        calls = CounterMetricFamily("grpc_server_handled", "Calls of gRPC.", labels=labels)
-        for (_, route, status), count in meter.calls.items():
-            service, _, method = route.lstrip("/").partition("/")
-            calls.add_metric([service, method, status], count)
-        yield calls
-        yield self._gauge("kttrio:connections", "Open connections.", meter.connections)
-        help = "Connections refused by --max-connections."
-        yield self._counter("kttrio:refused_connections", help, meter.refused_connections)
+        family = CounterMetricFamily("http_requests", "Requests over HTTP and gRPC.", labels=labels)
+        for (method, route, status), count in self.state.meter.visits.items():
+            family.add_metric([method, route, str(status)], count)
+        return family
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, help, labels=["model_name"])

@@ -79,8 +79,9 @@ async def serve_http(
 async def _open_doors(app: AppWrapper, calls: http2.Handler, config: ServerConfig) -> list[Door]:
     http = http1.Http1Speaker(app, server_context(config, http1.ALPN))
     grpc = http2.Http2Speaker(calls, server_context(config, http2.ALPN))
+    speakers: tuple[Speaker, ...] = (http, grpc)
     ports = await open_ports(config)
-    return [Door(*pair) for pair in zip((http, grpc), ports, strict=False)]
+    return [Door(who, listeners) for who, listeners in zip(speakers, ports, strict=False)]
 
 
 async def open_ports(config: ServerConfig) -> list[list[trio.SocketListener]]:

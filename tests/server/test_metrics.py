@@ -162,8 +162,8 @@ async def test_connections_and_calls_of_grpc() -> None:
         assert (await front.ask("GET", "/health")).status == 503
         found = samples(await kept.ask("GET", "/metrics"))
         assert value(found, "kttrio:refused_connections_total") == 1
-        service = {"grpc_service": INFERENCE[1:], "grpc_method": "ModelInfer", "grpc_code": "OK"}
-        assert value(found, "grpc_server_handled_total", **service) == 1
+        call = {"method": "gRPC", "handler": f"{INFERENCE}/ModelInfer", "status": "0"}
+        assert value(found, "http_requests_total", **call) == 1
 
 
 async def test_openmetrics_is_there_for_who_asks() -> None:

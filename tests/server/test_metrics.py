@@ -143,6 +143,18 @@ async def test_a_runner_in_a_long_step_holds_up_no_scrape(monkeypatch: pytest.Mo
         ends.set()
 
 
+async def test_a_broken_runner_takes_nothing_else_away(caplog: pytest.LogCaptureFixture) -> None:
+    def count() -> dict[str, object]:
+        raise RuntimeError("the device is gone")
+
+    async with running_front() as front:
+        front.state.count = count
+        found = await scrape(front)
+        assert value(found, "kttrio:healthy") == 1
+        assert "kttrio:expert_swaps_total" not in {name for name, _ in found}
+    assert "the runner could not count" in caplog.text
+
+
 async def test_labels_stay_few_whatever_clients_send() -> None:
     async with running_front() as front:
         for path in ("/a", "/b", "/v1/models/x", "/v1/models/y/z"):

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kttrio.config import ServerConfig
+from kttrio.server.visits import Visit, request_id
 from tests.http2_client import INFERENCE, http2_client, infer_request
 from tests.http_front import Front, Reply, chat_body, running_front
 
@@ -144,6 +147,17 @@ async def test_a_path_forges_no_line(caplog: pytest.LogCaptureFixture) -> None:
             line = await last_line(caplog, number + 1)
             assert line["status"] == "404"
             assert len(line["path"]) <= 200
+
+
+@given(path=st.text(), name=st.binary(max_size=200))
+def test_a_line_is_one_line_of_as_many_words(path: str, name: bytes) -> None:
+    """Whatever comes over HTTP/2, where a path may hold anything."""
+    made = request_id({b"x-request-id": name}, lambda prefix: prefix)
+    line = Visit(id=made, method="gRPC", path=path, client="c").line(0.1)
+    assert line.isprintable()
+    assert [word.partition("=")[0] for word in line.split(" ")] == [
+        *("method", "path", "status", "seconds", "client", "request")
+    ]
 
 
 async def everything(front: Front) -> list[Reply]:

@@ -37,6 +37,8 @@ ALPN = ["h2"]
 MAX_STREAMS = 128
 STREAM_WINDOW = 1 << 16
 """Bytes of a stream's body that may wait for its handler."""
+BIG_REQUESTS = 4
+"""Requests of the largest size that one connection may send at once; more small ones."""
 MAX_HEADER_BYTES = 1 << 14
 
 Handler = Callable[[Stream], Awaitable[None]]
@@ -75,6 +77,7 @@ class Session:
         )
         self._streams: dict[int, Stream] = {}
         self._last = 0
+        self._reserved = 0
         self._scan = FrameScan()
         self._patience = Patience()
         self._farewell = Code.NO_ERROR
@@ -218,6 +221,13 @@ class Session:
     @property
     def closing(self) -> bool:
         return self._connection.pool.closing
+
+    def reserve(self, num_bytes: int) -> bool:
+        most = self._connection.pool.config.max_body_bytes * BIG_REQUESTS
+        if num_bytes > 0 and self._reserved + num_bytes > most:
+            return False
+        self._reserved += num_bytes
+        return True
 
     def acknowledge(self, stream: Stream, num_bytes: int) -> None:
         self._acknowledge(stream.number, num_bytes)

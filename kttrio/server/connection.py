@@ -21,6 +21,7 @@ import trio
 
 from kttrio.config import ServerConfig
 from kttrio.server.failures import log_failure
+from kttrio.server.meter import Meter
 from kttrio.server.tls import Seal
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Connections:
     """What the connections of one server share, over all its ports."""
 
     config: ServerConfig
+    meter: Meter
     closing: bool = False
     open: set[Connection] = field(default_factory=set)
 
@@ -74,14 +76,17 @@ class Connections:
         connection = Connection(self, stream, speaker.tls)
         try:
             if len(self.open) >= self.config.max_connections:
+                self.meter.refused_connections += 1
                 await connection.refuse(speaker.refusal)
                 return
             self.open.add(connection)
+            self.meter.connections = len(self.open)
             await connection.serve(speaker)
         except Exception as error:
             log_failure(logger, "a connection failed and was closed", error)
         finally:
             self.open.discard(connection)
+            self.meter.connections = len(self.open)
             connection.broken = True  # before its file descriptor is anyone else's
             await trio.aclose_forcefully(stream)
 

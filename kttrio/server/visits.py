@@ -25,6 +25,10 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+ID_FIELDS = (b"x-request-id", b"request-id")
+"""Where clients look for it; the second are Anthropic's."""
+NOT_PLAIN = re.compile(r"[^!-~]")
+"""What a path may bring over HTTP/2: spaces, of which the line is made, and ends of lines."""
 NO_ROUTE = "none"
 LEFT = 499
 """The status of a request whose client left before the answer, as nginx writes it."""
@@ -52,7 +56,8 @@ class Visit:
     """What the model did, as words of the log line."""
 
     def line(self, seconds: float) -> str:
-        words = f"method={self.method} path={self.path} status={self.status}"
+        path = NOT_PLAIN.sub("?", self.path)
+        words = f"method={self.method} path={path} status={self.status}"
         words += f" seconds={seconds:.4f} client={self.client} request={self.id}"
         return f"{words} {self.outcome}" if self.outcome else words
 
@@ -61,10 +66,18 @@ VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The request that this task works for."""
 
 
+def current_id() -> str | None:
+    """Of the request that this task works for."""
+    visit = VISIT.get()
+    return None if visit is None else visit.id
+
+
 def named() -> str:
     """The request that this task works for, as the log calls it."""
     visit = VISIT.get()
-    return "a request" if visit is None else f"{visit.method} {visit.path} (request {visit.id})"
+    if visit is None:
+        return "a request"
+    return f"{visit.method} {NOT_PLAIN.sub('?', visit.path)} (request {visit.id})"
 
 
 class Journal:
@@ -103,7 +116,8 @@ class Reception:
         """Have `app` answer the request of `scope`."""
         fields = dict(scope["headers"])
         visit = self._open(scope, fields)
-        added = [(b"x-request-id", visit.id.encode()), *self._cors.headers(fields)]
+        added = [(name, visit.id.encode()) for name in ID_FIELDS]
+        added += self._cors.headers(fields)
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 ALPN = ["h2"]
 MAX_STREAMS = 128
-STREAM_WINDOW = 1 << 16
+STREAM_WINDOW = 1 << 18
 """Bytes of a stream's body that may wait for its handler."""
 BIG_REQUESTS = 4
 """Requests of the largest size that one connection may send at once; more small ones."""

@@ -134,7 +134,9 @@ class Session:
 
     def _dismiss(self, code: Code, why: str) -> None:
         """Close the connection of a client that breaks the rules."""
-        logger.warning("a client of HTTP/2 is let go: %s", why)
+        # Who floods may be a good client that is bounded too tightly; noise is not worth a line.
+        level = logging.WARNING if code is Code.ENHANCE_YOUR_CALM else logging.DEBUG
+        logger.log(level, "a client of HTTP/2 is let go: %s", why)
         self._farewell = code
         self._connection.stop_reading()
 

@@ -125,6 +125,15 @@ async def test_a_message_that_does_not_go_on_is_given_up(client: Http2Client) ->
     assert "did not arrive" in answer.complaint
 
 
+async def test_a_connection_sends_only_so_much_at_once(client: Http2Client) -> None:
+    numbers = [await client.open(INFER) for _ in range(5)]
+    for number in numbers:
+        await client.send(number, PREFIX.pack(0, 4000) + b"begun")
+    answers = [await client.answer(number) for number in numbers]
+    assert sorted(answer.status for answer in answers) == [4, 4, 4, 4, 8]
+    assert (await client.infer(max_tokens=1)).status == 0  # there is room again
+
+
 async def test_a_client_may_stay_silent_between_messages(client: Http2Client) -> None:
     number = await client.open(STREAM)
     await trio.sleep(0.4)

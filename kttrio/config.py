@@ -24,6 +24,7 @@ def flag(
     others: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     alias: str = "",
+    verbatim: bool = False,
     positional: bool = False,
     least: float | None = None,
     most: float | None = None,
@@ -31,11 +32,12 @@ def flag(
 ) -> Any:
     """A config field with what the command line needs: help text, choices and others that are
     taken but not shown, words that may stand in a number's place, a second spelling, the smallest
-    and largest number that makes sense, and what to do about a refused value. A positional one is
-    given without the flag's name, and must be."""
+    and largest number that makes sense, and what to do about a refused value. The values of a
+    verbatim list are taken as they are, and the flag may come again. A positional one is given
+    without the flag's name, and must be."""
     taken = {"choices": choices, "others": others, "words": words}
     limits = {"least": least, "most": most, "mend": mend}
-    names = {"alias": alias, "positional": positional}
+    names = {"alias": alias, "verbatim": verbatim, "positional": positional}
     return field(default=default, metadata={"help": help} | names | taken | limits)
 
 
@@ -308,10 +310,41 @@ class ServerConfig:
 
     host: str = flag("127.0.0.1", "address to listen on")
     port: int = flag(30000, "TCP port; 0 picks a free one", least=0, most=65535)
+    grpc_port: int | None = flag(
+        None,
+        "TCP port of inference.GRPCInferenceService, over HTTP/2; 0 picks a free one; default: "
+        "none",
+        least=0,
+        most=65535,
+    )
+    ssl_certfile: Path | None = flag(
+        None, "serve over TLS with this certificate and its chain, a PEM file"
+    )
+    ssl_keyfile: Path | None = flag(
+        None, "the certificate's key, a PEM file; default: in the certificate's file"
+    )
+    ssl_keyfile_password: str | None = flag(None, "what unlocks the key")
+    ssl_ca_certs: Path | None = flag(
+        None, "let in only clients that show a certificate signed by one of these, a PEM file"
+    )
     served_model_name: str | None = flag(
         None, "name in /v1/models and in answers; default: the checkpoint directory's name"
     )
-    api_key: str | None = flag(None, "bearer token that every request but /health must carry")
+    api_key: tuple[str, ...] = flag(
+        (),
+        "key that every request must carry (Authorization: Bearer, or X-Api-Key), but for health "
+        "checks and /metrics; several, or the flag again: any of them; KTTRIO_API_KEY may hold one",
+        verbatim=True,
+    )
+    admin_api_key: str | None = flag(
+        None,
+        "key without which nobody aborts others' requests, records, or reads the settings; "
+        "default, where there is one: any --api-key; KTTRIO_ADMIN_API_KEY may hold it",
+    )
+    allowed_origins: tuple[str, ...] = flag(
+        (), "origins whose web pages may use the server (CORS), or *; default: none"
+    )
+    access_log: bool = flag(True, "a line in the log for each HTTP request, without its content")
     weight_version: str = flag("default", "reported in the metadata of every answer")
     chat_template: Path | None = flag(
         None, "jinja chat template file, instead of the checkpoint's own"
@@ -355,6 +388,15 @@ class ServerConfig:
     )
     idle_timeout: float = flag(
         60.0, "a kept-alive connection without request is closed after so many seconds", least=0.1
+    )
+    header_timeout: float = flag(
+        10.0, "the head of a request, once begun, must be complete in so many seconds", least=0.1
+    )
+    body_timeout: float = flag(
+        30.0, "the body of a request must be complete in so many seconds", least=0.1
+    )
+    max_connections: int = flag(
+        2048, "clients connected at once; one more is told 503 and let go", least=1
     )
     log_level: str = flag(
         "info", "how much is logged", choices=("debug", "info", "warning", "error")

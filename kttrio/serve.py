@@ -24,8 +24,12 @@ from kttrio.engine.engine import Engine
 from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
+from kttrio.server.cors import check_origins
+from kttrio.server.grpc_server import GrpcServer
+from kttrio.server.keys import exposure
+from kttrio.server.meter import watch_lag
 from kttrio.server.served_model import ServedModel
-from kttrio.server.serving import open_listeners, serve_http
+from kttrio.server.serving import Addresses, check_listening, serve_http
 from kttrio.server.state import AppState, Count, Placement, Recording
 from kttrio.text.images import ImageFormat
 
@@ -166,7 +170,8 @@ async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -
     Raises ConfigError for what cannot work, and ServerFailed when the engine died or a second
     signal cut the running requests short.
     """
-    await check_address(settings.server)
+    check_origins(settings.server.allowed_origins)
+    await check_listening(settings.server)
     parts = await trio.to_thread.run_sync(build, settings, face, abandon_on_cancel=True)
     # What is loaded stays. A full collection looks at all of it and stops every stream for 0.15 s.
     gc.collect()
@@ -212,17 +217,30 @@ class _Server:
             async with trio.open_nursery() as root:
                 await root.start(self._watch_signals, root.cancel_scope)
                 await root.start(self._run_engine)
-                url = await root.start(self._listen)
-                self._face.ready(url, self._state.model.name, self._parts.facts)
+                root.start_soon(watch_lag, self._state.meter)
+                addresses = await root.start(self._listen)
+                if (warning := exposure(self._settings.server)) is not None:
+                    _log.warning("%s", warning)
+                self._face.ready(addresses.url, self._state.model.name, self._facts(addresses))
                 await self._closed.wait()
                 root.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
-    async def _listen(self, *, task_status: trio.TaskStatus[str]) -> None:
-        app, config = build_app(self._state), self._settings.server
-        await serve_http(app, config, shutdown=self._closing.wait, task_status=task_status)
+    async def _listen(self, *, task_status: trio.TaskStatus[Addresses]) -> None:
+        await serve_http(
+            build_app(self._state),
+            self._settings.server,
+            calls=GrpcServer(self._state).serve,
+            meter=self._state.meter,
+            shutdown=self._closing.wait,
+            task_status=task_status,
+        )
         self._closed.set()
+
+    def _facts(self, addresses: Addresses) -> Mapping[str, object]:
+        grpc = {} if addresses.grpc is None else {"grpc": addresses.grpc}
+        return {**self._parts.facts, **grpc}
 
     async def _run_engine(self, *, task_status: trio.TaskStatus[None]) -> None:
         """The engine's death ends every stream with an error (its own doing), then the server."""
@@ -257,9 +275,3 @@ class _Server:
         with trio.move_on_after(self._settings.server.drain_seconds):
             await self._engine.drained()
         self._state.finish_streams("The server is shutting down.")
-
-
-async def check_address(config: ServerConfig) -> None:
-    """Find out before the long load whether the port is free; ConfigError when it is not."""
-    for listener in await open_listeners(config):
-        await listener.aclose()

@@ -22,6 +22,7 @@ from kttrio.engine.engine import Engine
 from kttrio.server import serving
 from kttrio.server.app import build_app
 from kttrio.server.connection import Connection, Connections
+from kttrio.server.grpc_server import GrpcServer
 from kttrio.server.served_model import ServedModel
 from kttrio.server.state import AppState
 from kttrio.text.images import ImageFormat
@@ -61,6 +62,7 @@ class Front:
     """A running front: its parts, and clients of it."""
 
     url: str
+    grpc: str | None
     app: QuartTrio
     state: AppState
     connections: Connections
@@ -79,13 +81,16 @@ class Front:
     def tokenizer(self) -> Tokenizer:
         return self.state.model.tokenizer
 
-    async def connect(self, *, receive_buffer: int | None = None) -> Client:
-        """A new connection; a small receive buffer makes a client that soon stops taking."""
+    async def connect(
+        self, *, port: int | None = None, receive_buffer: int | None = None
+    ) -> Client:
+        """A new connection, to HTTP's port where no other is given; a small receive buffer makes a
+        client that soon stops taking."""
         sock = trio.socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
-            await sock.connect(("127.0.0.1", self.port))
+            await sock.connect(("127.0.0.1", port or self.port))
         except OSError:
             sock.close()
             raise
@@ -149,7 +154,7 @@ def read_events(body: bytes) -> Iterator[Any]:
 class Client:
     """One HTTP/1.1 connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self._http = h11.Connection(h11.CLIENT)
 
@@ -253,15 +258,29 @@ async def running_front(
         async with trio.open_nursery() as nursery:
             engine_scope = await nursery.start(_run_engine, engine)
 
-            async def listen(*, task_status: trio.TaskStatus[str]) -> None:
+            async def listen(*, task_status: trio.TaskStatus[serving.Addresses]) -> None:
                 await serving.serve_http(
-                    app, config, shutdown=shutdown.wait, task_status=task_status
+                    app,
+                    config,
+                    calls=GrpcServer(state).serve,
+                    meter=state.meter,
+                    shutdown=shutdown.wait,
+                    task_status=task_status,
                 )
                 closed.set()
 
-            url = await nursery.start(listen)
+            told = await nursery.start(listen)
             front = Front(
-                url, app, state, opened[0], runner, script, shutdown, engine_scope, closed
+                url=told.url,
+                grpc=told.grpc,
+                app=app,
+                state=state,
+                connections=opened[0],
+                runner=runner,
+                script=script,
+                shutdown=shutdown,
+                engine_scope=engine_scope,
+                closed=closed,
             )
             try:
                 yield front

@@ -254,12 +254,26 @@ async def test_what_loading_raises_comes_through(text: Path) -> None:
 
 
 async def test_nobody_gets_in_without_the_key(text: Path) -> None:
-    async with serving(text, slow_runner(), api_key="sesame") as server:
+    async with serving(text, slow_runner(), api_key=("sesame",)) as server:
         async with server.client() as client:
             with pytest.raises(StatusError) as caught:
                 await client.get_json("/v1/models")
             assert caught.value.status == 401
         signal.raise_signal(signal.SIGTERM)
+
+
+async def test_a_port_open_to_all_is_named_at_the_start(
+    text: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(text, slow_runner(), host="0.0.0.0"):
+        assert "--host 0.0.0.0 without --api-key" in caplog.text
+        signal.raise_signal(signal.SIGTERM)
+
+
+async def test_origins_are_checked_before_anything_is_read(text: Path) -> None:
+    settings = Settings(server=ServerConfig(port=0, allowed_origins=("chat.example",)))
+    with pytest.raises(ConfigError, match=r"--allowed-origins: 'chat\.example' is no origin"):
+        await serve(settings, Face(), build=lambda *_: pytest.fail("loaded"))
 
 
 def test_the_demo_model_is_served_under_its_own_name() -> None:

@@ -37,7 +37,8 @@ def parse_flags(
     """One filled instance of every record, from the arguments after the subcommand.
 
     `--flag value` and `--flag=value` mean the same; the last of several wins. The values of a list
-    are separated by commas or spaces. A field without help is not shown there, and a switch of
+    are separated by commas or spaces, but for those taken verbatim, of which a flag that comes
+    again adds more. A field without help is not shown there, and a switch of
     that kind has no `--no-` form. Raises ConfigError naming the flag; `--help` prints and exits.
     """
     usage = f"{prog} [--flag VALUE] ..." if records else prog
@@ -98,6 +99,7 @@ def _add_flag(group: argparse._ArgumentGroup, item: Field[Any], hint: Any) -> No
     shown = "|".join((shown, *item.metadata.get("words", ())))
     if _is_list(hint):
         options["nargs"] = "*" if item.metadata.get("refused") else "+"
+        options["action"] = "extend" if item.metadata.get("verbatim") else "store"
     group.add_argument(*names, metavar=shown, **options)
 
 
@@ -152,12 +154,16 @@ def _convert(item: Field[Any], hint: Any, given: str | bool | list[str]) -> Any:
     kind = _plain_type(hint)
     try:
         if isinstance(given, list):
-            words = " ".join(given).replace(",", " ").split() or [""]
+            words = given if item.metadata.get("verbatim") else _split(given)
             return tuple(_value(kind, word, item.metadata) for word in words)
         return _value(kind, given, item.metadata)
     except ConfigError as error:
         mend = item.metadata.get("mend")
         raise ConfigError(f"{flag_name(item.name)}: {error}{f'; {mend}' if mend else ''}") from None
+
+
+def _split(given: list[str]) -> list[str]:
+    return " ".join(given).replace(",", " ").split() or [""]
 
 
 def _value(kind: type[Any], text: str, metadata: Any) -> Any:

@@ -126,10 +126,14 @@ _IDLE = (
         switches="skip-server-warmup",
     ),
     *_idle(
-        "requests are not logged, counts are at /get_server_info",
+        "what requests say is never logged; --access-log has a line for each, /metrics the counts",
         values="log-level-http log-requests-level log-requests-format decode-log-interval "
         "crash-dump-folder",
-        switches="log-requests show-time-cost enable-metrics enable-request-time-stats-logging",
+        switches="log-requests show-time-cost enable-request-time-stats-logging",
+    ),
+    *_idle(
+        "/metrics is always there",
+        switches="enable-metrics",
     ),
     *_idle(
         "--speculative-num-draft-tokens says it all",

@@ -52,6 +52,8 @@ PREPARED_KERNELS = 256
 """Far more than one step's shapes of matrices, which would be prepared anew in each layer if they
 pushed each other out. In bfloat16 one takes about 1 MiB."""
 RECORDING_DIRECTORY = "SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"
+API_KEY, ADMIN_API_KEY = "KTTRIO_API_KEY", "KTTRIO_ADMIN_API_KEY"
+"""Other users of the machine can read a command line, but no environment."""
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,22 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
 
 
 def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
-    """What the command line leaves open and a variable says; a variable alone asks for nothing."""
+    """What the command line leaves open and a variable says."""
+    return _with_keys(_with_directory(settings, environment), environment)
+
+
+def _with_keys(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    given, key = settings.server, environment.get(API_KEY)
+    server = replace(
+        given,
+        api_key=given.api_key or ((key,) if key else ()),
+        admin_api_key=given.admin_api_key or environment.get(ADMIN_API_KEY) or None,
+    )
+    return replace(settings, server=server)
+
+
+def _with_directory(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """The variable alone asks for nothing."""
     directory, given = environment.get(RECORDING_DIRECTORY), settings.runner.recording
     is_open = given.expert_distribution_recorder_dir is None
     if not directory or not is_open or given.expert_distribution_recorder_mode is None:
@@ -136,6 +153,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # It writes header fields down as it reads them, keys and all.
+    logging.getLogger("hpack").setLevel(logging.WARNING)
 
 
 class TerminalFace:
@@ -196,6 +215,6 @@ class TerminalFace:
         }
         words = ["curl", "-N", f"{url}/v1/chat/completions"]
         words += ["-H", "Content-Type: application/json"]
-        if self._settings.server.api_key is not None:
+        if self._settings.server.api_key:
             words += ["-H", "Authorization: Bearer YOUR_API_KEY"]
         return shlex.join([*words, "-d", json.dumps(body)])

@@ -15,11 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from time import perf_counter
 
 import trio
 
 from kttrio.config import EngineConfig
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
+from kttrio.engine.measures import Measures
 from kttrio.engine.scheduler import Events, Scheduler
 from kttrio.engine.sequence import Sequence
 from kttrio.plan import StepPlan, StepResult, StepRunner
@@ -38,6 +40,10 @@ __all__ = [
 Sink = Callable[[TokenEvent], None]
 
 _log = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 30.0
+"""An idle engine is trusted again so long after a failure: where nobody sends requests to an
+unhealthy server, no step would ever prove it well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ class EngineStats:
     accepted_draft_tokens: int
     """Drafts that became output."""
     healthy: bool
-    """False before `run`, after it, and from a failed step or passage until the next good one."""
+    """False before `run`, after it, and from a failed step or passage until the next good one, or
+    until it has idled for a while."""
     error: str | None
     """Why it is not healthy."""
 
@@ -70,11 +77,15 @@ class EngineStats:
 class EventStream:
     """The events of one request: iterate over them, or pass a sink and `wait` for the end."""
 
-    __slots__ = ("_events", "_leave", "_sink", "_task", "last")
+    __slots__ = ("_events", "_leave", "_sink", "_task", "last", "queued_at", "told_at")
 
     def __init__(self, leave: Callable[[], None], sink: Sink | None) -> None:
         self.last: TokenEvent | None = None
         """The event that ended the stream; None while it runs."""
+        self.queued_at: float | None = perf_counter()
+        """None once a step has had it."""
+        self.told_at = -1.0
+        """When the last step came that brought a token; negative before the first."""
         self._leave = leave
         self._sink = sink
         self._events: deque[TokenEvent] = deque()
@@ -164,6 +175,8 @@ class Engine:
         self._empty = trio.lowlevel.ParkingLot()
         self._steps = self._failed_steps = self._generated_tokens = 0
         self._last_step_seconds = 0.0
+        self._failed_at = self._told_at = 0.0
+        self.measures = Measures()
 
     @property
     def longest_sequence(self) -> int:
@@ -197,9 +210,14 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             draft_tokens=scheduler.num_drafted,
             accepted_draft_tokens=scheduler.num_accepted,
-            healthy=self._error is None,
+            healthy=self._error is None or self._is_forgiven,
             error=self._error,
         )
+
+    @property
+    def _is_forgiven(self) -> bool:
+        doubted = perf_counter() - self._failed_at < DOUBT_SECONDS
+        return self._alive and not self._step_in_flight and not doubted
 
     @asynccontextmanager
     async def open(
@@ -294,27 +312,34 @@ class Engine:
         """Back in the event loop. Must not raise: trio would take the whole process down."""
         if not self._alive:
             return
+        begun = perf_counter()
         try:
             self._step_in_flight = False
             events = self._commit(plan, outcome)
             self._plan_next()
-            self._deliver(events)
+            self._deliver(events, begun)
             self._notice_empty()
         except Exception as error:
             self._die(error)
+        self.measures.deliveries.add(perf_counter() - begun)
 
     def _commit(self, plan: StepPlan, outcome: StepResult | str) -> Events:
         self._steps += 1
         if isinstance(outcome, str):
             self._failed_steps += 1
+            self._failed_at = perf_counter()
             self._error = f"the model step failed: {outcome}"
             return self._scheduler.fail(plan, self._error)
         # What fails on the passage spares the step beside it, but is no less a fault of the runner.
         self._error = outcome.long.error if outcome.long else None
+        if self._error is not None:
+            self._failed_at = perf_counter()
         self._last_step_seconds = outcome.seconds
+        self.measures.note_step(plan, outcome)
         return self._scheduler.commit(plan, outcome)
 
-    def _deliver(self, events: Events) -> None:
+    def _deliver(self, events: Events, now: float) -> None:
+        before, self._told_at, num_steady = self._told_at, now, 0
         for sequence, event in events:
             if event.token is not None:
                 self._generated_tokens += 1
@@ -322,9 +347,17 @@ class Engine:
             stream = self._streams.get(sequence)
             if stream is None:
                 continue
+            if event.token is not None:
+                if stream.told_at == before:  # almost all: counted here, measured together
+                    num_steady += 1
+                elif 0 <= stream.told_at != now:
+                    self.measures.gaps.add(now - stream.told_at)
+                stream.told_at = now
             if event.finish is not None:
                 del self._streams[sequence]
             stream.push(event)
+        if num_steady:
+            self.measures.gaps.add(now - before, num_steady)
 
     def _plan_next(self) -> None:
         if not self._alive or self._step_in_flight:
@@ -333,6 +366,14 @@ class Engine:
         if plan is not None:
             self._step_in_flight = True
             self._plans.put(plan)
+        for sequence in self._scheduler.admitted:
+            self._note_queueing(sequence)
+
+    def _note_queueing(self, sequence: Sequence) -> None:
+        stream = self._streams.get(sequence)
+        if stream is not None and stream.queued_at is not None:
+            self.measures.queue.add(perf_counter() - stream.queued_at)
+            stream.queued_at = None
 
     def _submit(self, request: GenerateRequest, sink: Sink | None) -> EventStream:
         if self._refusal is not None:

@@ -71,6 +71,8 @@ class Scheduler:
         self._plan: StepPlan | None = None
         self._planned: list[Sequence] = []  # beside the plan's chunks; last who is on the passage
         self._passage = Passage(capacity)
+        self.admitted: list[Sequence] = []
+        """Who got a slot with the last plan, the preempted included."""
         self._step_seconds = 0.0
 
     @property
@@ -133,6 +135,7 @@ class Scheduler:
         """
         if self._plan is not None:
             raise RuntimeError("a step is in flight: commit it before the next plan")
+        self.admitted.clear()
         prompts: list[Sequence] = []
         planned: list[Sequence] = []
         for sequence in list(self._running):
@@ -331,6 +334,7 @@ class Scheduler:
         head.slot = self._free_slots.pop()
         head.stage = Stage.RUNNING
         self._running[head] = None
+        self.admitted.append(head)
 
     def _preempt(self, youngest: Sequence) -> None:
         self._vacate(youngest)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
+from typing import Any
 
 from kttrio.plan import Chunk, ChunkResult
 from kttrio.request import FinishReason, GenerateRequest, TokenEvent, TokenLogprob
+
+# One of each for every token: a named tuple's own constructor takes more than twice as long.
+_chunk_of: Callable[[tuple[Any, ...]], Chunk] = partial(tuple.__new__, Chunk)
+_event_of: Callable[[tuple[Any, ...]], TokenEvent] = partial(tuple.__new__, TokenEvent)
 
 
 class Stage(Enum):
@@ -137,20 +144,24 @@ class Sequence:
             return self._drafting_chunk(token_ids, sample, budget)
         if end > self._reached_tokens:
             self._reach(end)
-        constraint = self._constraint
-        return Chunk(
-            self.slot,
-            start,
-            token_ids,
-            self._reached_pages,
-            self._sampling,
-            sample,
-            self.num_prompt,
-            0,
-            0,
-            None,
-            self.request.images,
-            constraint.masks(()) if constraint is not None and sample else None,
+        masks = None
+        if self._constraint is not None and sample:
+            masks = self._constraint.masks(())
+        return _chunk_of(
+            (
+                self.slot,
+                start,
+                token_ids,
+                self._reached_pages,
+                self._sampling,
+                sample,
+                self.num_prompt,
+                0,
+                0,
+                None,
+                self.request.images,
+                masks,
+            )
         )
 
     def _drafting_chunk(self, token_ids: tuple[int, ...], sample: bool, budget: int) -> Chunk:
@@ -192,7 +203,9 @@ class Sequence:
             self._prompt_logprobs.extend(result.prompt_logprobs)
         if self.num_computed < self.num_known:
             return []
-        prompt_logprobs = self._take_prompt_logprobs()
+        prompt_logprobs = None
+        if self._prompt_logprobs is not None:
+            prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), None
         if not chunk.sample:
             return [TokenEvent(None, FinishReason.LENGTH, None, prompt_logprobs)]
         if not result.tokens:
@@ -207,7 +220,8 @@ class Sequence:
             self._constraint.advance(token)
         self.num_known += 1
         logprob = result.logprobs[0] if result.logprobs else None
-        return [TokenEvent(token, self._reason_to_end(token), logprob, prompt_logprobs)]
+        finish = self._reason_to_end(token)
+        return [_event_of((token, finish, logprob, prompt_logprobs, None, False, 0))]
 
     def _take_run(self, result: ChunkResult, num_drafts: int) -> list[TokenEvent]:
         """Accepted drafts and the token after them, or as many of these as the sequence has."""
@@ -243,8 +257,8 @@ class Sequence:
             self._sampling = replace(self._sampling, prompt_logprobs=None)
 
     def _reason_to_end(self, token: int) -> FinishReason | None:
-        sampling, count = self._sampling, len(self._outputs)
-        if token in sampling.stop_token_ids and self._may_stop(count):
+        count = len(self._outputs)
+        if token in self._sampling.stop_token_ids and self._may_stop(count):
             return FinishReason.STOP
         return FinishReason.LENGTH if count >= self.max_outputs else None
 
@@ -252,9 +266,3 @@ class Sequence:
         """A constraint comes before min_tokens: a stop token is drawn below it only where nothing
         else may be said, and nothing could follow."""
         return num_outputs >= self._sampling.min_tokens or self._constraint is not None
-
-    def _take_prompt_logprobs(self) -> tuple[TokenLogprob | None, ...] | None:
-        if self._prompt_logprobs is None:
-            return None
-        scores, self._prompt_logprobs = tuple(self._prompt_logprobs), None
-        return scores

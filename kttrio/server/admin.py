@@ -1,8 +1,9 @@
-"""Routes for whoever runs the server: is it well, what is it doing, with which settings."""
+"""Routes for whoever watches the server: is it well, and what does it serve.
+
+What only operators may do is in control.py, what is counted in metrics.py.
+"""
 
 from __future__ import annotations
-
-from dataclasses import asdict
 
 import trio
 from quart import Blueprint, Response
@@ -11,10 +12,50 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
+from kttrio.server.operations import INTEGER, NUMBER, STRING, Operation, record_of
 from kttrio.server.replies import json_response
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState, installed_version, new_id
 
 GENERATE_SECONDS = 30.0
+TAG = "Operation"
+OPERATIONS = (
+    *(
+        Operation(
+            method="get",
+            path=path,
+            summary="Whether requests are taken and steps succeed.",
+            tag=TAG,
+            answer=record_of({"status": STRING}),
+            error=record_of({"status": STRING, "reason": STRING}),
+            open=True,
+        )
+        for path in ("/health", "/ping")
+    ),
+    Operation(
+        method="get",
+        path="/health_generate",
+        summary="Whether the model draws a token now.",
+        tag=TAG,
+        answer=record_of({"status": STRING, "seconds": NUMBER}),
+    ),
+    Operation(
+        method="get",
+        path="/version",
+        summary="The version of kttrio.",
+        tag=TAG,
+        answer=record_of({"version": STRING}),
+    ),
+    *(
+        Operation(
+            method="get",
+            path=path,
+            summary="The model and its longest sequence.",
+            tag=TAG,
+            answer=record_of({"model_path": STRING, "max_model_len": INTEGER}),
+        )
+        for path in ("/get_model_info", "/model_info")
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:
@@ -22,9 +63,10 @@ def blueprint(state: AppState) -> Blueprint:
     routes = Blueprint("admin", __name__)
 
     @routes.get("/health")
+    @routes.get("/ping")
     async def health() -> Response:
         """200 while requests are taken and steps succeed. Touches nothing that could be slow."""
-        if (trouble := _trouble(state)) is not None:
+        if (trouble := state.trouble) is not None:
             return json_response({"status": "unhealthy", "reason": trouble}, 503)
         return json_response({"status": "ok"})
 
@@ -35,23 +77,12 @@ def blueprint(state: AppState) -> Blueprint:
         await _generate_one(state)
         return json_response({"status": "ok", "seconds": trio.current_time() - started})
 
-    @routes.get("/get_server_info")
-    async def server_info() -> Response:
-        counts = {} if state.count is None else await trio.to_thread.run_sync(state.count)
-        return json_response(
-            {
-                **state.settings,
-                **counts,
-                "model": state.model.name,
-                "context_length": state.engine.longest_sequence,
-                "weight_version": state.config.weight_version,
-                "draining": state.draining,
-                "live_requests": len(state.live),
-                "engine": asdict(state.engine.stats),
-            }
-        )
+    @routes.get("/version")
+    async def version() -> Response:
+        return json_response({"version": installed_version()})
 
     @routes.get("/get_model_info")
+    @routes.get("/model_info")
     async def model_info() -> Response:
         return json_response(
             {
@@ -63,13 +94,6 @@ def blueprint(state: AppState) -> Blueprint:
         )
 
     return routes
-
-
-def _trouble(state: AppState) -> str | None:
-    if state.draining:
-        return "the server is shutting down"
-    stats = state.engine.stats
-    return None if stats.healthy else stats.error or "the engine is not running"
 
 
 async def _generate_one(state: AppState) -> None:

@@ -12,6 +12,7 @@ from kttrio.server.decoding import Answer
 from kttrio.server.prompting import Intake, Prepared
 from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
+from kttrio.server.visits import current_id
 
 
 def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
@@ -23,6 +24,7 @@ def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
         constraints=state.constraints,
+        visit_id=current_id(),
     )
 
 
@@ -30,21 +32,31 @@ async def collect(state: AppState, prepared: Prepared) -> tuple[list[Answer], Co
     """Run a request that is answered as a whole: an answer for each choice, and whoever knows its
     usage. A client that leaves cancels it. Raises ApiError."""
     collector = Collector(len(prepared.requests))
-    completion = Completion(prepared, collector)
+    completion = Completion(prepared, collector, state.meter)
     with state.track(completion):
         async with completion.open(state.engine):
             return await collector.answers(), completion
 
 
 def stream(
-    state: AppState, prepared: Prepared, listen: Callable[[sse.EventStream], Listener]
+    state: AppState,
+    prepared: Prepared,
+    listen: Callable[[sse.EventStream], Listener],
+    *,
+    keep_alive: bytes = sse.KEEP_ALIVE,
+    patient: bool = False,
 ) -> LiveResponse:
-    """A response whose events the engine's fan-out pushes; its task waits for their end."""
+    """A response whose events the engine's fan-out pushes; its task waits for their end.
+    `keep_alive`: what it carries while there are none. `patient`: it begins with the first event,
+    and what fails before is an HTTP error."""
 
     async def run(scope: Any, send: sse.Send) -> None:
         connection = scope["state"][SCOPE_KEY]
-        events = sse.EventStream(connection, chunked=scope["http_version"] == "1.1")
-        completion = Completion(prepared, listen(events))
+        chunked = scope["http_version"] == "1.1"
+        events = sse.EventStream(
+            connection, chunked=chunked, keep_alive=keep_alive, patient=patient
+        )
+        completion = Completion(prepared, listen(events), state.meter)
         with state.track(completion):
             async with completion.open(state.engine):
                 await events.run(send, state.config.stream_keepalive_seconds)

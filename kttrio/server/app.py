@@ -5,9 +5,9 @@ Runs no task of its own: what fails here fails a request, and the server goes on
 
 from __future__ import annotations
 
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,20 +16,44 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
-from kttrio.server import admin, openai, placement, recording
+from kttrio.config import ServerConfig
+from kttrio.server import (
+    admin,
+    anthropic,
+    anthropic_response,
+    control,
+    metrics,
+    openai,
+    openapi,
+    placement,
+    recording,
+    responses,
+    tokens,
+    triton,
+    triton_response,
+    unserved,
+)
 from kttrio.server.errors import ApiError, ErrorShape, error_body
+from kttrio.server.failures import log_failure
+from kttrio.server.keys import Keys, presented
 from kttrio.server.replies import LiveResponse, error_response
-from kttrio.server.state import AppState
+from kttrio.server.state import AppState, new_id
+from kttrio.server.visits import POLLED, VISIT, Reception, named
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 30
-OPEN_PATHS = frozenset({"/health"})
+PROTOCOLS = (
+    *(openai, responses, anthropic, triton, tokens),
+    *(admin, control, metrics, recording, placement),
+)
+"""Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
+OPERATORS = frozenset({"control", "recording", "placement"})
+"""Blueprints whose routes need the admin key, if there is one."""
 
-SHAPES: Mapping[str, ErrorShape] = MappingProxyType({})
+SHAPES: Mapping[str, ErrorShape] = MappingProxyType(
+    {"/v1/messages": anthropic_response.error_body, "/v2": triton_response.error_body}
+)
 """How errors look under the paths that begin so; OpenAI's way elsewhere."""
-
-Guard = Callable[[], Awaitable[None]]
 
 
 class LiveConnection(TrioASGIHTTPConnection):
@@ -48,44 +72,57 @@ class LiveConnection(TrioASGIHTTPConnection):
 class App(QuartTrio):
     asgi_http_class = LiveConnection
 
+    def __init__(self, reception: Reception) -> None:
+        super().__init__("kttrio", static_folder=None)
+        self._reception = reception
+
+    async def asgi_app(self, scope: Any, receive: Any, send: Any) -> None:
+        app = super().asgi_app
+        if scope["type"] == "http":
+            await self._reception.receive(app, scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App("kttrio")
+    app = App(Reception(state.config, state.meter, new_id))
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
-    app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
-    app.register_blueprint(openai.blueprint(state))
-    app.register_blueprint(admin.blueprint(state))
-    app.register_blueprint(recording.blueprint(state))
-    app.register_blueprint(placement.blueprint(state))
-    if state.config.api_key is not None:
-        app.before_request(_guard(state.config.api_key))
+    for protocol in PROTOCOLS:
+        app.register_blueprint(protocol.blueprint(state))
+    operations = chain.from_iterable(protocol.OPERATIONS for protocol in PROTOCOLS)
+    app.register_blueprint(openapi.blueprint(operations, keyed=bool(state.config.api_key)))
+    app.before_request(_note_route)
+    app.before_request(_Guard(state.config).check)
     app.register_error_handler(ApiError, _answer_api_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_failure)
     return app
 
 
-def _guard(api_key: str) -> Guard:
-    """Refuse requests without the key, in a time that does not depend on how wrong it is."""
-    expected = api_key.encode()
+async def _note_route() -> None:
+    if (visit := VISIT.get()) is not None and request.url_rule is not None:
+        visit.route = request.url_rule.rule
 
-    async def check() -> None:
-        if request.path in OPEN_PATHS:
+
+class _Guard:
+    """Lets nobody pass without the key that the route needs."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._keys = Keys(config)
+
+    async def check(self) -> None:
+        # What is polled tells nothing that is worth a key, and monitors seldom have one; browsers
+        # send none with the question whether they may.
+        if request.path in POLLED or request.method == "OPTIONS":
             return
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = (
-            token.strip() if scheme.lower() == "bearer" else request.headers.get("X-Api-Key", "")
-        )
-        # quart reads header fields as latin-1, which gives every byte back
-        if not hmac.compare_digest(given.encode("latin-1", "replace"), expected):
-            message = "Wrong or missing API key: send it as 'Authorization: Bearer KEY'."
-            raise ApiError(401, message, code="invalid_api_key")
-
-    return check
+        fields = request.headers
+        given = presented(fields.get("Authorization", ""), fields.get("X-Api-Key", ""))
+        self._keys.check(given, admin=request.blueprint in OPERATORS)
 
 
 def _shaped(error: ApiError, path: str) -> Response:
@@ -101,9 +138,9 @@ async def _answer_api_error(error: ApiError) -> Response:
 async def _answer_http_error(error: HTTPException) -> Response:
     """What quart itself refuses: unknown paths and methods, bodies too large or too slow."""
     messages = {
-        404: f"There is no {request.path[:200]} here.",
+        404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
-        408: f"The request body did not arrive within {BODY_SECONDS} s.",
+        408: f"The request body did not arrive within {request.body_timeout:g} s (--body-timeout).",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
         "(--max-body-bytes).",
     }
@@ -116,7 +153,12 @@ async def _answer_http_error(error: HTTPException) -> Response:
     return response
 
 
+def _nothing_at(path: str) -> str:
+    known = unserved.reason(path)
+    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
+
+
 async def _answer_failure(error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.path, exc_info=error)
+    log_failure(logger, f"{named()} failed", error)
     error = ApiError(500, "The server failed to answer; its log says why.")
     return _shaped(error, request.path)

@@ -7,21 +7,26 @@ calls through to the listener. However a request ends, it leaves by the end of `
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import trio
 
 from kttrio.engine.engine import Engine, EventStream
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
-from kttrio.request import FinishReason, TokenEvent
+from kttrio.request import Constraint, FinishReason, TokenEvent
+from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
+from kttrio.server.meter import Meter
 from kttrio.server.prompting import Prepared
 
-FAILURES = (FinishReason.ERROR, FinishReason.ABORT)
+ABORTED = TokenEvent(None, FinishReason.ABORT)
+ERROR = FinishReason.ERROR  # found in the enum anew, it would cost as much as the rest of `feed`
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +66,16 @@ class Listener(Protocol):
 class Choice:
     """One sequence of a request; `feed` is the engine's sink."""
 
-    def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
+    def __init__(
+        self, index: int, decoder: Decoder, constraint: Constraint | None, completion: Completion
+    ) -> None:
         self.finished = False
+        self.end = "abort"
+        """Why it ended: left alone, because nobody waits for it any more."""
         self.stream: EventStream | None = None
         self._index = index
         self._decoder = decoder
+        self._constraint = constraint
         self._completion = completion
         self._listener = completion.listener
 
@@ -73,22 +83,28 @@ class Choice:
         """Take in one step's news. Never raises: what goes wrong ends this request only."""
         if self.finished:
             return
+        completion = self._completion
         try:
-            if event.finish in FAILURES:
-                self._completion.fail(_engine_failure(event))
+            if event.finish is ERROR:
+                completion.fail(_failure(event, self._constraint))
                 return
-            delta = self._decoder.feed(event)
-            if isinstance(delta, str):
-                self._listener.on_text(self._index, delta)
-            elif delta is not None:
+            if completion.waits:
+                completion.begin()
+            news = self._decoder.feed(event)
+            if isinstance(news, str):
+                if news:
+                    self._listener.on_text(self._index, news)
+                return
+            for delta in news:
                 self._tell(delta)
-        except Exception:
-            logger.exception("an answer could not be made from the model's tokens")
-            self._completion.fail(ApiError(500, "The server failed to write the answer."))
+        except Exception as error:
+            log_failure(logger, f"{completion.label}: the answer could not be made", error)
+            completion.fail(ApiError(500, "The server failed to write the answer."))
 
     def _tell(self, delta: Delta) -> None:
         self._listener.on_delta(self._index, delta)
         if delta.finish is not None:
+            self.end = delta.finish
             self.close()
             self._completion.end_if_finished()
 
@@ -102,12 +118,21 @@ class Choice:
 class Completion:
     """A request's sequences, from admission to the last delta. Choice i is sequence i."""
 
-    def __init__(self, prepared: Prepared, listener: Listener) -> None:
+    def __init__(self, prepared: Prepared, listener: Listener, meter: Meter) -> None:
         self.listener = listener
+        self.waits = True
+        """For its first token."""
+        self.was_taken = False
+        """By the engine."""
+        self.ended_at: float | None = None
         self._prepared = prepared
-        self._ended = self._speculates = False
+        self._meter = meter
+        self._speculates = False
         self._choices = [
-            Choice(index, decoder, self) for index, decoder in enumerate(prepared.decoders)
+            Choice(index, decoder, request.constraint, self)
+            for index, (decoder, request) in enumerate(
+                zip(prepared.decoders, prepared.requests, strict=True)
+            )
         ]
 
     @asynccontextmanager
@@ -123,11 +148,47 @@ class Completion:
                     choice.stream = await stack.enter_async_context(stream)
                 except (RequestTooLarge, QueueFull, EngineClosed) as error:
                     raise refusal(error) from error
+            self.was_taken = True
             yield
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By each of which it can be aborted."""
+        intake, client_id = self._prepared.intake, self._prepared.client_id
+        return tuple(filter(None, (intake.request_id, intake.visit_id, client_id)))
+
+    @property
+    def label(self) -> str:
+        """What the log calls it."""
+        intake = self._prepared.intake
+        return f"{intake.request_id} (request {intake.visit_id})"
+
+    @property
+    def seconds(self) -> float:
+        """From its arrival to its end, or to now."""
+        return (self.ended_at or perf_counter()) - self._prepared.intake.arrived
+
+    @property
+    def ends(self) -> list[str]:
+        """Why each choice ended, in OpenAI's words and two more, `abort` and `error`."""
+        return [choice.end for choice in self._choices]
+
+    def begin(self) -> None:
+        """The first token is there."""
+        self.waits = False
+        self._meter.first_tokens.add(self.seconds)
+
+    def abort(self) -> None:
+        """End every choice with what it has, for the reason `abort`."""
+        self.waits = False
+        for choice in self._choices:
+            choice.feed(ABORTED)
 
     def fail(self, error: ApiError) -> None:
         """End the whole request with an error, unless it has ended."""
         for choice in self._choices:
+            if not choice.finished:
+                choice.end = "error"
             choice.close()
         self._end(error)
 
@@ -136,26 +197,31 @@ class Completion:
             self._end(None)
 
     def _end(self, error: ApiError | None) -> None:
-        if not self._ended:
-            self._ended = True
+        if self.ended_at is None:
+            self.ended_at = perf_counter()
             self.listener.on_end(error, self.usage)
 
     @property
     def usage(self) -> Usage:
-        decoders = self._prepared.decoders
-        return Usage(
-            prompt_tokens=self._prepared.num_prompt_tokens,
-            completion_tokens=sum(decoder.num_tokens for decoder in decoders),
-            reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
-            drafts=self._drafts() if self._speculates else None,
-        )
+        return usage_of(self._prepared, drafts=self._speculates)
 
-    def _drafts(self) -> Drafts:
-        decoders = self._prepared.decoders
-        return Drafts(
-            accepted=sum(decoder.num_accepted for decoder in decoders),
-            rejected=sum(decoder.num_rejected for decoder in decoders),
-        )
+
+def usage_of(prepared: Prepared, *, drafts: bool) -> Usage:
+    """The tokens of a request so far. `drafts`: the server drafts tokens."""
+    decoders = prepared.decoders
+    return Usage(
+        prompt_tokens=prepared.num_prompt_tokens,
+        completion_tokens=sum(decoder.num_tokens for decoder in decoders),
+        reasoning_tokens=sum(decoder.num_reasoning_tokens for decoder in decoders),
+        drafts=_drafts(decoders) if drafts else None,
+    )
+
+
+def _drafts(decoders: Sequence[Decoder]) -> Drafts:
+    return Drafts(
+        accepted=sum(decoder.num_accepted for decoder in decoders),
+        rejected=sum(decoder.num_rejected for decoder in decoders),
+    )
 
 
 class Collector:
@@ -194,6 +260,9 @@ def refusal(error: RequestTooLarge | QueueFull | EngineClosed) -> ApiError:
     return ApiError(503, str(error), code="engine_unavailable", retry_after=1)
 
 
-def _engine_failure(event: TokenEvent) -> ApiError:
+def _failure(event: TokenEvent, constraint: Constraint | None) -> ApiError:
+    """Of the engine, unless what the request asked for could not be held to."""
+    if isinstance(constraint, MatchedConstraint) and constraint.complaint is not None:
+        return ApiError(400, constraint.complaint, code="invalid_value")
     message = event.error or "The engine ended this request."
     return ApiError(500, message, code="engine_error")

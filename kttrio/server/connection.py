@@ -1,9 +1,8 @@
-"""One HTTP/1.1 client on a TCP socket: hypercorn's protocol over our own reading and writing.
+"""One client's socket: bytes in and bytes out, in clear or sealed, and the client's limits.
 
-All that depends on hypercorn's version lives here. What is ours: bytes go to the kernel without a
-task switch, also from the engine's fan-out (`push`); a client that stops reading is cut; idle
-connections are closed; the end of a response survives the cancellation that it causes; an
-exception ends its connection and nothing else. No HTTP/2: it would buffer without limit.
+Bytes go to the kernel without a task switch, also from the engine's fan-out (`push`). A client
+that stops reading is cut, and one too many is refused; an exception ends its connection and
+nothing else. What the bytes say is known in http1.py and http2.py.
 """
 
 from __future__ import annotations
@@ -11,31 +10,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
-from typing import NoReturn
-from urllib.parse import urlsplit
+from typing import Protocol
 
-import h11
 import trio
-from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request, Response
-from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
-from hypercorn.protocol.http_stream import HTTPStream
-from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
-from hypercorn.utils import parse_socket_addr
+
+from kttrio.config import ServerConfig
+from kttrio.server.failures import log_failure
+from kttrio.server.meter import Meter
+from kttrio.server.tls import Seal
 
 logger = logging.getLogger(__name__)
 
 SCOPE_KEY = "kttrio.connection"
 """Where the app finds its `Connection` in the state of an ASGI scope."""
 
-TARGETS = (b"/", b"*", b"http://", b"https://")
 MAX_RECV = 1 << 16
 MAX_UNSENT = 8 << 20
 """Bytes that may wait for a slow client beside the longest push: one answer may be longer."""
@@ -43,114 +36,57 @@ DRAIN_WRITE_TIMEOUT = 1.0
 LINGER_SECONDS = 2.0
 
 
-class RefusedError(Exception):
-    """The client speaks another protocol, or nonsense; it has been told."""
+class Speaker(Protocol):
+    """Who serves the connections of one port, in its protocol."""
 
+    tls: ssl.SSLContext | None
+    """None: in clear."""
 
-class ResponseStream(HTTPStream):
-    """One request and its response."""
+    @property
+    def refusal(self) -> bytes:
+        """What a client that is one too many is told, where the port speaks in clear."""
+        ...
 
-    async def _send_closed(self) -> None:
-        # Ending the response tells the app that its client is gone; quart-trio then cancels the
-        # very task that is here, before the connection is recycled or closed.
-        with trio.CancelScope(shield=True):
-            await super()._send_closed()
+    async def serve(self, connection: Connection) -> None:
+        """Serve one client until either side closes."""
+        ...
 
-
-class Http1(H11Protocol):
-    """hypercorn's HTTP/1.1, which neither upgrades nor leaves half a body on a kept connection."""
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
-            # What is left of the body would be read as the next request: announce the close.
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
-        await super().stream_send(event)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Let an offer of h2c or a websocket pass unanswered: the answer is in HTTP/1.1."""
-        if event.http_version not in {b"1.0", b"1.1"}:
-            await self._refuse(505)
-        if not event.target.startswith(TARGETS) or not _splits(event.target):
-            await self._refuse(400)
-
-    async def _refuse(self, status: int) -> NoReturn:
-        await self._send_error_response(status)
-        raise RefusedError
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        self.stream = ResponseStream(
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.ssl,
-            self.client,
-            self.server,
-            self.stream_send,
-            STREAM_ID,
-        )
-        await self.stream.handle(
-            Request(
-                stream_id=STREAM_ID,
-                headers=list(request.headers),
-                http_version=request.http_version.decode(),
-                method=request.method.decode("ascii").upper(),
-                raw_path=request.target,
-                state=self.connection_state,
-            )
-        )
-        self.keep_alive_requests += 1
-
-
-def _splits(target: bytes) -> bool:
-    """Whether quart can find the path in it: `http://[` has none."""
-    try:
-        urlsplit(target)
-    except ValueError:
-        return False
-    return True
-
-
-def protocol_config() -> Config:
-    """hypercorn's settings for every connection."""
-    config = Config()
-    config.errorlog = logger
-    config.include_server_header = False
-    config.alpn_protocols = ["http/1.1"]
-    return config
+    async def begin_close(self) -> None:
+        """The server ends: take no new request."""
+        ...
 
 
 @dataclass(slots=True)
 class Connections:
-    """What the connections of one server share; `serving.py` opens and closes it."""
+    """What the connections of one server share, over all its ports."""
 
-    app: AppWrapper
-    idle_timeout: float
-    write_timeout: float
-    config: Config = field(default_factory=protocol_config)
-    context: WorkerContext = field(default_factory=lambda: WorkerContext(None))
+    config: ServerConfig
+    meter: Meter
+    closing: bool = False
     open: set[Connection] = field(default_factory=set)
 
-    @property
-    def closing(self) -> bool:
-        return self.context.terminated.is_set()
+    def begin_close(self) -> None:
+        """From now on every connection ends with what runs on it; idle ones end now."""
+        self.closing = True
+        for connection in list(self.open):
+            connection.on_closing()
 
-    async def begin_close(self) -> None:
-        """From now on every connection ends with its current response; idle ones end now."""
-        await self.context.terminated.set()
-        for connection in self.open:
-            connection.close_if_idle()
-
-    async def handle(self, stream: trio.SocketStream) -> None:
+    async def handle(self, speaker: Speaker, stream: trio.SocketStream) -> None:
         """Serve one client to its end; never raises but `trio.Cancelled`."""
-        connection = Connection(self, stream)
-        self.open.add(connection)
+        connection = Connection(self, stream, speaker.tls)
         try:
-            await connection.run()
-        except Exception:
-            logger.exception("a connection failed and was closed")
+            if len(self.open) >= self.config.max_connections:
+                self.meter.refused_connections += 1
+                await connection.refuse(speaker.refusal)
+                return
+            self.open.add(connection)
+            self.meter.connections = len(self.open)
+            await connection.serve(speaker)
+        except Exception as error:
+            log_failure(logger, "a connection failed and was closed", error)
         finally:
             self.open.discard(connection)
+            self.meter.connections = len(self.open)
             connection.broken = True  # before its file descriptor is anyone else's
             await trio.aclose_forcefully(stream)
 
@@ -158,19 +94,51 @@ class Connections:
 class Connection:
     """One client. `push` and `flush` are the only ways to its socket."""
 
-    def __init__(self, pool: Connections, stream: trio.SocketStream) -> None:
+    def __init__(
+        self, pool: Connections, stream: trio.SocketStream, tls: ssl.SSLContext | None
+    ) -> None:
+        self.pool = pool
         self.broken = False
         """Nothing is written any more."""
-        self._pool = pool
+        self.reading = trio.CancelScope()
+        """Ends when nothing more is to be read: `receive` belongs in it."""
+        self.on_closing: Callable[[], None] = self.stop_reading
+        """What the server's shutdown means here."""
         self._stream = stream
         self._socket = stream.socket
         self._fd = stream.socket.fileno()
+        _find_out_who_vanishes(self._socket)
+        self._seal = Seal(tls) if tls is not None else None
         self._unsent = bytearray()
         self._longest = 0
+        self._has_left = False
         self._flushing = trio.Lock()
-        self._reading = trio.CancelScope()
-        self._idle = True
-        self._protocol: Http1
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it runs over TLS."""
+        return self._seal is not None
+
+    @property
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """The addresses of the client and of the server. OSError when the client is gone."""
+        client, server = self._socket.getpeername(), self._socket.getsockname()
+        return (client[0], client[1]), (server[0], server[1])
+
+    async def serve(self, speaker: Speaker) -> None:
+        """The whole life of a connection."""
+        try:
+            await self._greet()
+            await speaker.serve(self)
+            await self._take_leave()
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            logger.debug("a client is gone or never arrived: %s", error)
+
+    async def refuse(self, message: bytes) -> None:
+        """Tell a client that is one too many, as far as it can be told."""
+        if not self.sealed and message:
+            self.push(message)
+            await self.linger()
 
     # Writing
 
@@ -184,7 +152,12 @@ class Connection:
 
         Runs in the event loop's thread, never blocks, never raises.
         """
-        if self.broken:
+        if self._seal is not None and not self.broken:
+            data = self._seal.close_in(data)
+        return self._write(data)
+
+    def _write(self, data: bytes) -> bool:
+        if self.broken or not data:
             return True
         if self._unsent:
             self._keep(data)
@@ -212,12 +185,18 @@ class Connection:
         """Write what is left. A client that takes nothing for the write timeout is cut."""
         async with self._flushing:
             while self._unsent:
-                limit = DRAIN_WRITE_TIMEOUT if self._pool.closing else self._pool.write_timeout
+                limit = self.write_timeout
                 with trio.move_on_after(limit) as deadline:
                     await self._send_some()
                 if deadline.cancelled_caught:
                     logger.warning("a client has read nothing for %g s and is cut", limit)
                     self.cut()
+
+    @property
+    def write_timeout(self) -> float:
+        """Seconds after which a client that reads nothing is cut."""
+        closing = self.pool.closing
+        return DRAIN_WRITE_TIMEOUT if closing else self.pool.config.stream_write_timeout
 
     async def _send_some(self) -> None:
         try:
@@ -231,64 +210,82 @@ class Connection:
         """Give the client up: nothing more is written, and a running request learns of it."""
         self.broken = True
         self._unsent.clear()
-        self._reading.cancel()
+        self.stop_reading()
         # Linger 0: what the kernel still holds for this client is dropped, too.
         with suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     # Reading
 
-    async def run(self) -> None:
-        """Read requests and have them answered until either side closes."""
-        try:
-            client = parse_socket_addr(self._socket.family, self._socket.getpeername())
-            server = parse_socket_addr(self._socket.family, self._socket.getsockname())
-        except OSError:
-            return  # gone before it was greeted
-        async with TaskGroup() as requests:
-            self._protocol = Http1(
-                self._pool.app,
-                self._pool.config,
-                self._pool.context,
-                requests,
-                ConnectionState({SCOPE_KEY: self}),
-                False,
-                client,
-                server,
-                self._on_event,
-            )
-            self._set_idle(True)
-            with suppress(RefusedError, trio.BrokenResourceError), self._reading:
-                while data := await self._stream.receive_some(MAX_RECV):
-                    await self._protocol.handle(RawData(bytes(data)))
-            await self._protocol.handle(Closed())  # a request that still runs is cancelled
-        await self._linger()
+    async def receive(self) -> bytes:
+        """What has arrived, or b"" at the end. OSError or BrokenResourceError when it broke."""
+        if self._seal is None:
+            return bytes(await self._stream.receive_some(MAX_RECV))
+        data = self._seal.take_out(b"")  # may have come with the end of the greeting
+        while not data and (sealed := await self._stream.receive_some(MAX_RECV)):
+            data = self._seal.take_out(sealed)
+            self._write_pending()
+        return data
 
-    async def _on_event(self, event: Event) -> None:
-        if isinstance(event, RawData):
-            if not self.push(event.data):
-                await self.flush()
-        elif isinstance(event, Updated):
-            self._set_idle(event.idle)
-        elif isinstance(event, Closed):
-            self._reading.cancel()
+    def stop_reading(self) -> None:
+        """End the connection; what runs on it is cancelled."""
+        self.reading.cancel()
 
-    def _set_idle(self, idle: bool) -> None:
-        self._idle = idle
-        idle_end = trio.current_time() + self._pool.idle_timeout
-        self._reading.deadline = idle_end if idle else inf
+    def stop_reading_in(self, seconds: float) -> None:
+        """End the connection unless it is told otherwise until then; `inf`: not at all."""
+        self.reading.deadline = trio.current_time() + seconds if seconds < inf else inf
 
-    def close_if_idle(self) -> None:
-        """End the connection unless a request is running."""
-        if self._idle:
-            self._reading.cancel()
+    # Beginning and end
 
-    async def _linger(self) -> None:
-        """Swallow the rest of a refused body: closing on unread bytes would reset the
-        connection, and the client might never see why it was refused."""
-        if self.broken or self._protocol.connection.their_state not in {h11.SEND_BODY, h11.ERROR}:
+    async def _greet(self) -> None:
+        """Shake hands over TLS, in the time that the head of a request may take."""
+        if self._seal is None:
             return
-        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(LINGER_SECONDS):
+        with trio.fail_after(self.pool.config.header_timeout), self.reading:
+            data = b""
+            while not self._shakes(data):
+                if not (data := await self._stream.receive_some(MAX_RECV)):
+                    raise trio.BrokenResourceError("the client left during the TLS handshake")
+        if self.reading.cancelled_caught:
+            raise trio.BrokenResourceError("the server ends")
+        self.reading = trio.CancelScope()
+
+    def _shakes(self, data: bytes) -> bool:
+        assert self._seal is not None
+        try:
+            return self._seal.shake_hands(data)
+        finally:
+            self._write_pending()  # also why it failed
+
+    def _write_pending(self) -> None:
+        if self._seal is not None and (pending := self._seal.pending()):
+            self._write(pending)
+
+    async def _take_leave(self) -> None:
+        """Write what is left; over TLS the client is told that this is all."""
+        if self._seal is not None and not self._has_left:
+            self._write(self._seal.last_words())
+        self._has_left = True
+        await self.flush()
+
+    async def linger(self) -> None:
+        """Swallow what is still under way: closing on unread bytes would reset the connection,
+        and the client might never see why it was refused."""
+        if self.broken:
+            return
+        await self._take_leave()
+        limit = min(LINGER_SECONDS, self.write_timeout)
+        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(limit):
             self._socket.shutdown(socket.SHUT_WR)
             while await self._stream.receive_some(MAX_RECV):
                 pass
+
+
+def _find_out_who_vanishes(sock: trio.socket.SocketType) -> None:
+    """Have the kernel ask a silent client after a minute whether it is there: one whose network
+    failed says no goodbye, and a stream of requests that is open may be silent for long."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -18,6 +18,7 @@ from kttrio.text.grammar import ForcedCalls, Grammars, Spec
 from kttrio.text.grammar_error import GrammarError
 from kttrio.text.matcher import Matcher
 from kttrio.text.output import skipped_ids
+from kttrio.text.reasoning import ReasoningStart
 
 
 async def chat_constraints(
@@ -28,7 +29,7 @@ async def chat_constraints(
     spec = chat_spec(model, request)
     if spec is None:
         return ()
-    gate = _gate(model, prompt, calls=bool(request.tools))
+    gate = _gate(model, request, prompt)
     return await _open(constraints, model.grammars, spec, [gate] * request.options.n)
 
 
@@ -86,13 +87,18 @@ def _check_end(options: Options) -> None:
         )
 
 
-def _gate(model: ServedModel, prompt: str, *, calls: bool) -> Gate | None:
+def _gate(model: ServedModel, request: ChatRequest, prompt: str) -> Gate | None:
     """How the answer is reached; None: at once."""
-    thinks = model.reasoning_format
+    thinks, calls = model.reasoning_format, bool(request.tools)
     if thinks is None:
         return None
-    skipped = skipped_ids(model.tokenizer, kept_tags=thinks.tags, calls=calls)
-    return Way(thinks, calls, skipped).gate(thinks.start(prompt))
+    start = thinks.start(prompt, said=request.said)
+    if request.said is not None and start is ReasoningStart.CLOSED:
+        return None
+    skipped: frozenset[int] = frozenset()
+    if request.options.skip_special_tokens:
+        skipped = skipped_ids(model.tokenizer, kept_tags=thinks.tags, calls=calls)
+    return Way(thinks, calls, skipped).gate(start)
 
 
 async def _open(

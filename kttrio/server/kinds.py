@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 from kttrio.server.errors import BadRequestError
 
 INT64_MAX = 2**63 - 1
+MAX_PATH = 200
+"""Characters of a field's name in a complaint."""
 
 
 class Kind(Protocol):
@@ -29,13 +32,18 @@ class Kind(Protocol):
 
 def refuse(path: str, complaint: str, code: str | None = "invalid_value") -> NoReturn:
     """Raise the 400 that blames this field: `complaint` follows its name."""
+    path = path[:MAX_PATH]  # clients may have made up names of any length
     raise BadRequestError(f"'{path}' {complaint}.", path, code)
+
+
+TYPE_WORDS: Mapping[type, str] = MappingProxyType(
+    {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+)
 
 
 def word(value: object) -> str:
     """What a JSON value is, for complaints."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
+    return "null" if value is None else TYPE_WORDS.get(type(value), "a number")
 
 
 def check_type(value: Any, kinds: type | tuple[type, ...], wanted: str, path: str) -> None:
@@ -54,16 +62,26 @@ class Boolean:
         return {"type": "boolean"}
 
 
+def whole(value: Any) -> int | None:
+    """The integer that a JSON number is, however it is spelled: 5 and 5.0 are the same."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
 @dataclass(frozen=True, slots=True)
 class Integer:
     low: int
     high: int = INT64_MAX
 
     def read(self, value: Any, path: str) -> int:
-        check_type(value, int, "an integer", path)
-        if not self.low <= value <= self.high:
+        number = whole(value)
+        if number is None:
+            given = f"{value:g}" if isinstance(value, float) else word(value)
+            refuse(path, f"must be an integer, not {given}", "invalid_type")
+        if not self.low <= number <= self.high:
             refuse(path, f"must lie between {self.low} and {self.high}")
-        return int(value)
+        return number
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.low, "maximum": self.high}
@@ -99,7 +117,7 @@ class Text:
     def read(self, value: Any, path: str) -> str:
         check_type(value, str, "a string", path)
         if len(value) < self.least:
-            refuse(path, "must not be empty")
+            refuse(path, "must be a string that is not empty")
         return str(value)
 
     def schema(self) -> dict[str, Any]:
@@ -172,7 +190,60 @@ class Many:
         limits = {"minItems": self.least} if self.least else {}
         if self.most is not None:
             limits["maxItems"] = self.most
-        return {"type": "array", "items": self.kind.schema(), **limits}
+        items = self.kind.schema() or {"not": {"type": "null"}}
+        return {"type": "array", "items": items, **limits}
+
+
+@dataclass(frozen=True, slots=True)
+class Either:
+    """Values of several types: the type, one of `TYPE_WORDS`, tells the kind."""
+
+    kinds: Mapping[type, Kind]
+
+    def read(self, value: Any, path: str) -> Any:
+        kind = self.kinds.get(type(value))
+        if kind is None:
+            wanted = " or ".join(TYPE_WORDS[one] for one in self.kinds)
+            refuse(path, f"must be {wanted}, not {word(value)}", "invalid_type")
+        return kind.read(value, path)
+
+    def schema(self) -> dict[str, Any]:
+        return {"anyOf": [kind.schema() for kind in self.kinds.values()]}
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """An object that says in its field `tag` of which kind it is; each of `kinds` takes objects."""
+
+    tag: str
+    kinds: Mapping[str, Kind]
+    default: str | None = None
+    """What an object is that does not say it."""
+    mend: str = ""
+    """What to send instead of any other kind."""
+
+    def read(self, value: Any, path: str) -> Any:
+        check_type(value, dict, "an object", path)
+        name, place = value.get(self.tag), f"{path}.{self.tag}"
+        name = self.default if name is None else name
+        if name is None:
+            refuse(place, "is missing", "missing_required_parameter")
+        kind = self.kinds.get(name) if isinstance(name, str) else None
+        if kind is None:
+            given = f"'{name[:40]}'" if isinstance(name, str) else word(name)
+            mend = f": {self.mend}" if self.mend else ""
+            refuse(place, f"must be one of {', '.join(self.kinds)}, not {given}{mend}")
+        return kind.read(value, path)
+
+    def schema(self) -> dict[str, Any]:
+        return {"oneOf": [self._tagged(name, kind) for name, kind in self.kinds.items()]}
+
+    def _tagged(self, name: str, kind: Kind) -> dict[str, Any]:
+        told, said = kind.schema(), name != self.default
+        word = {"const": name} if said else {"enum": [name, None]}
+        properties = {**told.get("properties", {}), self.tag: word}
+        required = sorted({*told.get("required", ()), *([self.tag] if said else [])})
+        return {**told, "properties": properties, **({"required": required} if required else {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,23 +6,73 @@ Bodies are read in openai_request.py and answers written in openai_response.py.
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response
 
+from kttrio.server import openai_answers
 from kttrio.server.answering import collect, open_intake, stream
-from kttrio.server.fields import Fields, parse_object
-from kttrio.server.openai_request import parse_chat, parse_text, unknown_model
+from kttrio.server.bodies import read_body
+from kttrio.server.completion import Usage, usage_of
+from kttrio.server.openai_request import (
+    ChatBody,
+    TextBody,
+    parse_chat,
+    parse_text,
+    unknown_model,
+)
 from kttrio.server.openai_response import (
     ChatStream,
+    Extras,
     Head,
     TextStream,
+    Whole,
     chat_object,
     text_object,
 )
-from kttrio.server.prompting import off_loop, prepare_chat, prepare_text
+from kttrio.server.operations import Operation, Parameter
+from kttrio.server.prompting import Prepared, prepare_chat, prepare_text
 from kttrio.server.replies import json_response
+from kttrio.server.requests import Options
 from kttrio.server.state import AppState, new_id
+
+TAG = "OpenAI"
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="The next message of a conversation.",
+        tag=TAG,
+        body=ChatBody,
+        answer=openai_answers.CHAT,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="What follows a text.",
+        tag=TAG,
+        body=TextBody,
+        answer=openai_answers.TEXT,
+        streams=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models",
+        summary="The model that is served.",
+        tag=TAG,
+        answer=openai_answers.MODELS,
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{name}",
+        summary="The model of this name.",
+        tag=TAG,
+        answer=openai_answers.MODEL,
+        parameters=(Parameter(name="name", help="of the model"),),
+    ),
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,7 +81,7 @@ T_co = TypeVar("T_co", covariant=True)
 class Parse(Protocol[T_co]):
     """One of openai_request.py's readers of bodies."""
 
-    def __call__(self, fields: Fields, *, model: str, vocab_size: int) -> T_co: ...
+    def __call__(self, value: dict[str, Any], *, model: str, vocab_size: int) -> T_co: ...
 
 
 def blueprint(state: AppState) -> Blueprint:
@@ -48,7 +98,9 @@ def blueprint(state: AppState) -> Blueprint:
 
     @routes.get("/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [_model_fields(state)]})
+        name, data = state.model.name, [_model_fields(state)]
+        page = {"has_more": False, "first_id": name, "last_id": name}
+        return json_response({"object": "list", "data": data, **page})
 
     @routes.get("/models/<path:name>")
     async def model(name: str) -> Response:
@@ -60,74 +112,73 @@ def blueprint(state: AppState) -> Blueprint:
 
 
 def _model_fields(state: AppState) -> dict[str, Any]:
+    """In the words of OpenAI's clients and of Anthropic's: both ask at the same path."""
+    model, longest = state.model, state.engine.longest_sequence
     return {
-        "id": state.model.name,
+        "id": model.name,
         "object": "model",
-        "created": state.model.created,
+        "created": model.created,
         "owned_by": "kttrio",
-        "max_model_len": state.engine.longest_sequence,
+        "max_model_len": longest,
+        "type": "model",
+        "display_name": model.name,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "max_input_tokens": longest,
     }
 
 
 async def _chat(state: AppState) -> Response:
-    asked, num_bytes = await _read_body(parse_chat, state)
+    asked, num_bytes = await _read(parse_chat, state)
     model = state.model
     head = Head(new_id("chatcmpl"), int(time.time()), model.name)
     prepared = await prepare_chat(model, asked, open_intake(state, head.id, num_bytes))
+    extras = _extras(state, asked.options, prepared)
     if asked.options.stream:
-        usage = asked.options.include_usage
         return stream(
-            state,
-            prepared,
-            lambda events: ChatStream(head, events, model.tokenizer, include_usage=usage),
+            state, prepared, lambda events: ChatStream(head, events, model.tokenizer, extras)
         )
-    answers, completion = await collect(state, prepared)
-    return json_response(
-        chat_object(
-            head,
-            answers,
-            completion.usage,
-            tokenizer=model.tokenizer,
-            version=state.config.weight_version,
-        )
-    )
+    return json_response(chat_object(await _whole(state, prepared, head, extras), model.tokenizer))
 
 
 async def _text(state: AppState) -> Response:
-    asked, num_bytes = await _read_body(parse_text, state)
+    asked, num_bytes = await _read(parse_text, state)
     model = state.model
     head = Head(new_id("cmpl"), int(time.time()), model.name)
     prepared = await prepare_text(model, asked, open_intake(state, head.id, num_bytes))
-    prompts = prepared.prompts
+    extras = _extras(state, asked.options, prepared)
     if asked.options.stream:
-        usage = asked.options.include_usage
         return stream(
-            state,
-            prepared,
-            lambda events: TextStream(
-                head, events, model.tokenizer, include_usage=usage, prompts=prompts
-            ),
+            state, prepared, lambda events: TextStream(head, events, model.tokenizer, extras)
         )
-    answers, completion = await collect(state, prepared)
-    return json_response(
-        text_object(
-            head,
-            answers,
-            completion.usage,
-            tokenizer=model.tokenizer,
-            version=state.config.weight_version,
-            prompts=prompts,
-        )
+    return json_response(text_object(await _whole(state, prepared, head, extras), model.tokenizer))
+
+
+def _extras(state: AppState, options: Options, prepared: Prepared) -> Extras:
+    def usage() -> Usage:
+        return usage_of(prepared, drafts=state.engine.speculates)
+
+    return Extras(
+        prompts=prepared.prompts,
+        include_usage=options.include_usage,
+        usage=usage if options.continuous_usage else None,
+        token_ids=options.return_token_ids,
     )
 
 
-async def _read_body(parse: Parse[T], state: AppState) -> tuple[T, int]:
-    """The request, whatever its content type says, and the length of its body in bytes."""
-    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+async def _whole(state: AppState, prepared: Prepared, head: Head, extras: Extras) -> Whole:
+    answers, completion = await collect(state, prepared)
+    return Whole(
+        head=head,
+        answers=answers,
+        usage=completion.usage,
+        extras=extras,
+        version=state.config.weight_version,
+    )
+
+
+async def _read(parse: Parse[T], state: AppState) -> tuple[T, int]:
+    """The request and the length of its body in bytes."""
     model = state.model
-
-    def read() -> T:
-        fields = parse_object(body)
-        return parse(fields, model=model.name, vocab_size=model.tokenizer.vocab_size)
-
-    return await off_loop(len(body), read), len(body)
+    return await read_body(
+        lambda value: parse(value, model=model.name, vocab_size=model.tokenizer.vocab_size)
+    )

@@ -1,106 +1,208 @@
-"""The messages of OpenAI's chats, read and checked: roles, parts of content, images, past calls.
+"""The messages of OpenAI's chats: roles, parts of content, images, past calls.
 
 The rest of a body is read in openai_request.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.fields import Fields
+from kttrio.server.kinds import Either, Many, OneOf, Tagged, Text, Told, refuse
+from kttrio.server.records import Nested, given, ignored, refused
 from kttrio.server.requests import ImageSource
-from kttrio.text.messages import read_arguments
+from kttrio.text.messages import Arguments, read_arguments
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 DETAILS = ("auto", "low", "high")
 
 
-def read_messages(fields: Fields) -> list[dict[str, Any]]:
-    """The messages as chat templates take them. Raises ApiError."""
-    messages = fields.objects("messages")
-    if not messages:
-        fields.refuse("messages", "must have at least one message", "missing_required_parameter")
-    return [_message(message) for message in messages]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPart:
+    """A piece of text."""
+
+    text: str = given(Text(), "the text", required=True)
 
 
-def _message(message: Fields) -> dict[str, Any]:
-    role = message.string("role")
-    if role not in ROLES:
-        message.refuse("role", f"must be one of {', '.join(ROLES)}", "invalid_value")
-    calls = message.objects("tool_calls")
-    content = _content(message)
-    if content is None and role != "assistant":
-        message.refuse("content", "is missing", "missing_required_parameter")
-    read: dict[str, Any] = {"role": role, "content": content}
-    if role == "assistant" and calls:
-        read["tool_calls"] = [_past_call(call) for call in calls]
-    reasoning = message.string("reasoning_content") or message.string("reasoning")
-    if role == "assistant" and reasoning:
-        read["reasoning_content"] = reasoning
-    for name in ("name", "tool_call_id"):
-        if (value := message.string(name)) is not None:
-            read[name] = value
-    return read
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalPart:
+    """What a model said when it would not answer."""
+
+    refusal: str = given(Text(), "the text", required=True)
 
 
-def _content(message: Fields) -> str | list[dict[str, Any]] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUrl:
+    """An image as OpenAI has it."""
+
+    url: str = given(Text(1), "a data: URL, or one that may be fetched", required=True)
+    detail: str | None = given(OneOf(DETAILS), "low: a small image will do")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePart:
+    """An image: an object with the URL, as OpenAI has it, or the URL alone."""
+
+    image_url: ImageUrl | str = given(
+        Either({str: Text(1), dict: Nested(ImageUrl)}), "where it is", required=True
+    )
+
+
+Part = TextPart | RefusalPart | ImagePart
+PARTS = Tagged(
+    "type",
+    {"text": Nested(TextPart), "image_url": Nested(ImagePart), "refusal": Nested(RefusalPart)},
+)
+CONTENT = Either({str: Text(), list: Many(PARTS)})
+Content = str | tuple[Part, ...]
+
+
+def _past_arguments(value: Any, path: str) -> Arguments:
+    try:
+        return read_arguments(value)
+    except ValueError as error:
+        refuse(path, str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastFunction:
+    """What was called."""
+
+    name: str = given(Text(1), "of the function", required=True)
+    arguments: Arguments | None = given(
+        Told(_past_arguments, {"type": ["string", "object"]}), "a JSON object or its text"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastCall:
+    """A call in the history."""
+
+    id: str | None = given(Text(), "of the call")
+    function: PastFunction = given(Nested(PastFunction), "what was called", required=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What the system, a developer or a user said."""
+
+    role: str = given(Text(), "who speaks", required=True)
+    content: Content = given(CONTENT, "a string, or parts", required=True)
+    name: str | None = given(Text(), "of who speaks; some templates show it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolMessage(Message):
+    """What a tool gave back."""
+
+    tool_call_id: str | None = given(Text(), "the call's id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssistantMessage:
+    """What the model said and called before."""
+
+    role: str = given(Text(), "who speaks", required=True)
+    content: Content | None = given(CONTENT, "a string, or parts")
+    name: str | None = given(Text(), "of who speaks; some templates show it")
+    tool_calls: tuple[PastCall, ...] = given(Many(Nested(PastCall)), "its calls", default=())
+    reasoning_content: str | None = given(Text(), "its reasoning")
+    reasoning: str | None = given(Text(), "the same in vLLM's words")
+    refusal: str | None = given(Text(), "what it said instead of content")
+    function_call: None = refused("use 'tool_calls'")
+    audio: None = refused("this server hears nothing")
+    annotations: None = ignored("the model sees no annotations")
+
+
+MESSAGES = Many(
+    Tagged(
+        "role",
+        {
+            "system": Nested(Message),
+            "developer": Nested(Message),
+            "user": Nested(Message),
+            "assistant": Nested(AssistantMessage),
+            "tool": Nested(ToolMessage),
+        },
+    ),
+    least=1,
+)
+AnyMessage = Message | AssistantMessage
+
+
+def goes_on(messages: Sequence[AnyMessage]) -> bool:
+    """True where an answer can go on with the last message. Raises BadRequestError else."""
+    last = messages[-1]
+    if not isinstance(last, AssistantMessage) or last.tool_calls or not last.content:
+        refuse("continue_final_message", "needs a last message of the assistant, with content")
+    return True
+
+
+def template_messages(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
+    """The messages as chat templates take them."""
+    return [_template_message(message) for message in messages]
+
+
+def _template_message(message: AnyMessage) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": message.role, "content": _content(message.content)}
+    if isinstance(message, AssistantMessage):
+        told["content"] = told["content"] or message.refusal or told["content"]
+        if message.tool_calls:
+            told["tool_calls"] = [_past_call(call) for call in message.tool_calls]
+        if reasoning := message.reasoning_content or message.reasoning:
+            told["reasoning_content"] = reasoning
+    if message.name is not None:
+        told["name"] = message.name
+    if isinstance(message, ToolMessage) and message.tool_call_id is not None:
+        told["tool_call_id"] = message.tool_call_id
+    return told
+
+
+def _past_call(call: PastCall) -> dict[str, Any]:
+    function = {
+        "name": call.function.name,
+        "arguments": read_arguments(call.function.arguments),
+    }
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _content(content: Content | None) -> str | list[dict[str, Any]] | None:
     """The message's text, joined by newlines where it comes in parts, as most templates know only
     strings; with images all the parts."""
-    in_parts = _parts(message)
-    if in_parts is None:
-        return message.string("content")
-    parts = [_part(part) for part in in_parts]
-    if any(part["type"] == "image" for part in parts):
-        return parts
-    return "\n".join(part["text"] for part in parts)
+    if not isinstance(content, tuple):
+        return content
+    if any(isinstance(part, ImagePart) for part in content):
+        return [_template_part(part) for part in content]
+    return "\n".join(_text(part) for part in content)
 
 
-def _parts(message: Fields) -> list[Fields] | None:
-    """The content, where it comes in parts."""
-    return message.objects("content") if isinstance(message.values.get("content"), list) else None
+def _template_part(part: Part) -> dict[str, Any]:
+    return (
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
+    )
 
 
-def _part(part: Fields) -> dict[str, Any]:
-    kind = part.required_string("type")
-    if kind == "image_url":
-        return {"type": "image"}
-    if kind not in ("text", "refusal"):
-        complaint = f"is '{kind[:40]}', but this server reads only text and images (image_url)"
-        part.refuse("type", complaint, "invalid_value")
-    text = part.string(kind)
-    if text is None:
-        part.refuse(kind, "is missing", "missing_required_parameter")
-    return {"type": "text", "text": text}
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    return part.refusal if isinstance(part, RefusalPart) else ""
 
 
-def read_images(fields: Fields) -> tuple[ImageSource, ...]:
-    """The images of all messages, in order. Raises ApiError."""
-    parts = (part for message in fields.objects("messages") for part in _parts(message) or ())
-    return tuple(_image(part) for part in parts if part.values.get("type") == "image_url")
+def image_sources(messages: Sequence[AnyMessage]) -> tuple[ImageSource, ...]:
+    """The images of all messages, in order."""
+    return tuple(_images(messages))
 
 
-def _image(part: Fields) -> ImageSource:
-    """An object with the URL, as OpenAI has it, or the URL alone."""
-    if isinstance(part.values.get("image_url"), str):
-        return ImageSource(part.required_string("image_url"), part.path("image_url"), False)
-    image = part.object("image_url")
-    if image is None:
-        part.refuse("image_url", "is missing", "missing_required_parameter")
-    detail = image.string("detail")
-    if detail is not None and detail not in DETAILS:
-        image.refuse("detail", f"must be one of {', '.join(DETAILS)}", "invalid_value")
-    return ImageSource(image.required_string("url"), image.path("url"), detail == "low")
+def _images(messages: Sequence[AnyMessage]) -> Iterator[ImageSource]:
+    for i, message in enumerate(messages):
+        parts = message.content if isinstance(message.content, tuple) else ()
+        for j, part in enumerate(parts):
+            if isinstance(part, ImagePart):
+                yield _image(part, f"messages[{i}].content[{j}].image_url")
 
 
-def _past_call(call: Fields) -> dict[str, Any]:
-    """A call in the history."""
-    function = call.object("function")
-    if function is None:
-        call.refuse("function", "is missing", "missing_required_parameter")
-    name = function.required_string("name")
-    try:
-        arguments = read_arguments(function.values.get("arguments"))
-    except ValueError as error:
-        function.refuse("arguments", str(error), "invalid_value")
-    read = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"id": call.string("id"), **read}
+def _image(part: ImagePart, path: str) -> ImageSource:
+    image = part.image_url
+    if isinstance(image, str):
+        return ImageSource(image, path, False)
+    return ImageSource(image.url, f"{path}.url", image.detail == "low")

@@ -1,73 +1,181 @@
 """What OpenAI clients may ask: the bodies of chat and text completions, read and checked.
 
-Nothing is generated here. Unknown fields are ignored; what would change the answer and cannot be
-served is refused by name.
+Nothing is generated here. The records say of every field whether it is served, refused or ignored;
+below them stands what depends on two fields, or on the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kttrio.server.errors import ApiError
-from kttrio.server.fields import Fields, is_token_id
-from kttrio.server.openai_messages import read_images, read_messages
-from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
+from kttrio.server.kinds import Boolean, Integer, Object, OneOf, Text, Told, refuse
+from kttrio.server.openai_forms import GuidedFields, read_form
+from kttrio.server.openai_messages import (
+    MESSAGES,
+    AnyMessage,
+    goes_on,
+    image_sources,
+    template_messages,
+)
+from kttrio.server.openai_sampling import MAX_CHOICES, TokenIds, check_ids, sampling_options
+from kttrio.server.openai_tools import TOOL_CHOICE, TOOLS, Tool, ToolChoice, use_tools
+from kttrio.server.records import Nested, given, ignored, read, refused
+from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
 
-MAX_CHOICES = 128
 MAX_LOGPROBS = 20
-MAX_STOPS = 64
 MAX_PROMPTS = 1024
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-UNSERVED = (
-    *("continue_final_message", "stop_regex"),
-    *("regex", "ebnf", "json_schema", "structural_tag", "structured_outputs"),
-    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-)
-"""What other servers offer beyond OpenAI's fields, and would change the answer."""
 THINKING = ("enable_thinking", "thinking")
 """What templates call the switch: most the one, DeepSeek's and Kimi's the other."""
+ONE_TEMPLATE = "start the server with --chat-template"
 
 
-def parse_chat(fields: Fields, *, model: str, vocab_size: int) -> ChatRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What a stream tells beside the answer."""
+
+    include_usage: bool = given(Boolean(), "a last chunk with the usage", default=False)
+    continuous_usage_stats: bool = given(Boolean(), "usage in every chunk", default=False)
+    include_obfuscation: None = ignored("chunks are never padded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedFields(GuidedFields):
+    """A body whose answer may be streamed, by the model that it names."""
+
+    model: str | None = given(Text(), "the one that is served; absent: the same")
+    stream: bool = given(Boolean(), "answer in server-sent events", default=False)
+    stream_options: StreamOptions | None = given(
+        Nested(StreamOptions), "only where 'stream' is true"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatBody(StreamedFields):
+    """POST /v1/chat/completions."""
+
+    messages: tuple[AnyMessage, ...] = given(MESSAGES, "the conversation", required=True)
+    max_completion_tokens: int | None = given(Integer(1), "most tokens of the answer")
+    max_tokens: int | None = given(Integer(1), "the same in older words")
+    logprobs: bool = given(Boolean(), "tell the tokens' log-probabilities", default=False)
+    top_logprobs: int | None = given(Integer(0, MAX_LOGPROBS), "and those of the likeliest")
+    tools: tuple[Tool, ...] = given(TOOLS, "functions that the model may call", default=())
+    tool_choice: ToolChoice | None = given(
+        TOOL_CHOICE, "auto, none, required, a function, or allowed_tools"
+    )
+    parallel_tool_calls: bool = given(Boolean(), "more than one call", default=True)
+    reasoning_effort: str | None = given(OneOf(EFFORTS), "for the template; none: no reasoning")
+    separate_reasoning: bool = given(Boolean(), "reasoning apart from content", default=True)
+    stream_reasoning: bool = given(Boolean(), "reasoning as it comes", default=True)
+    include_reasoning: bool = given(Boolean(), "tell the reasoning at all", default=True)
+    chat_template_kwargs: dict[str, Any] | None = given(Object(), "values for the chat template")
+    continue_final_message: bool = given(
+        Boolean(), "go on with the last message, the assistant's", default=False
+    )
+    add_generation_prompt: bool | None = given(Boolean(), "false: the prompt ends with a message")
+
+    functions: None = refused("use 'tools'")
+    function_call: None = refused("use 'tool_choice'")
+    modalities: None = refused("this server writes text", harmless=(["text"],))
+    audio: None = refused("this server writes text")
+    web_search_options: None = refused("give the model a tool that searches")
+    documents: None = refused("put them into a message")
+    chat_template: None = refused(ONE_TEMPLATE)
+    echo: None = refused("use /v1/completions")
+    add_special_tokens: None = refused("the chat template writes them")
+    input_ids: None = refused("use /v1/completions with token ids")
+    mm_processor_kwargs: None = refused("images are prepared as the model was trained")
+
+    prediction: None = ignored("it could only make an answer come sooner")
+    verbosity: None = ignored("say it in a message")
+    moderation: None = ignored("this server moderates nothing")
+
+
+def _prompts(value: Any, path: str) -> tuple[Prompt, ...]:
+    """The four spellings: a string, strings, token ids, lists of token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        refuse(path, "must be a string or an array that is not empty", "invalid_type")
+    if not isinstance(value[0], str | list):
+        return (TokenIds().read(value, path),)
+    if len(value) > MAX_PROMPTS:
+        refuse(path, f"must have at most {MAX_PROMPTS} prompts")
+    return tuple(_prompt(item, path) for item in value)
+
+
+def _prompt(item: Any, path: str) -> Prompt:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, list) or not item:
+        refuse(path, "must hold strings, or arrays of token ids that are not empty", "invalid_type")
+    return TokenIds().read(item, path)
+
+
+def _prompts_told() -> Mapping[str, Any]:
+    ids = {**TokenIds().schema(), "minItems": 1}
+    one = {"anyOf": [{"type": "string"}, ids]}
+    some = {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_PROMPTS}
+    return {"anyOf": [{"type": "string"}, ids, some]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextBody(StreamedFields):
+    """POST /v1/completions."""
+
+    prompt: tuple[Prompt, ...] = given(
+        Told(_prompts, _prompts_told()),
+        "a string, token ids, or an array of these",
+        required=True,
+    )
+    max_tokens: int | None = given(Integer(0), "most tokens of each answer; absent: 16")
+    logprobs: int | None = given(Integer(0, MAX_LOGPROBS), "tell so many likeliest tokens")
+    echo: bool = given(Boolean(), "answers begin with their prompts", default=False)
+    best_of: int | None = given(Integer(1, MAX_CHOICES), "only if it equals 'n'")
+
+    suffix: None = refused("this server does not fill in the middle")
+    add_special_tokens: None = refused("send token ids", harmless=(True,))
+    prompt_embeds: None = refused("send text or token ids")
+
+
+def parse_chat(value: dict[str, Any], *, model: str, vocab_size: int) -> ChatRequest:
     """Read the body of POST /v1/chat/completions; raises ApiError."""
-    check_model(fields, model)
-    _refuse_chat_fields(fields)
-    limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-    max_tokens = fields.integer(limit, low=1)
-    choice = _tool_choice(fields)
-    tools = [_tool(tool) for tool in fields.objects("tools")]
+    body = read(ChatBody, value)
+    check_model(body.model, model)
+    use = use_tools(body.tools, body.tool_choice)
+    limit = body.max_completion_tokens or body.max_tokens
     return ChatRequest(
-        options=_options(
-            fields, max_tokens=max_tokens, logprobs=_chat_logprobs(fields), vocab_size=vocab_size
-        ),
-        messages=read_messages(fields),
-        images=read_images(fields),
-        tools=tools if choice == "auto" else [],
-        parallel_tool_calls=fields.boolean("parallel_tool_calls", True),
-        template_kwargs=_template_kwargs(fields),
+        options=_options(body, limit, _chat_logprobs(body), vocab_size),
+        messages=template_messages(body.messages),
+        images=image_sources(body.messages),
+        tools=use.tools,
+        parallel_tool_calls=body.parallel_tool_calls and not use.one_call,
+        forced_calls=use.forced_calls,
+        reasoning=_reasoning_view(body),
+        continues=_continues(body),
+        generation_prompt=body.add_generation_prompt is not False,
+        template_kwargs=template_kwargs(body.chat_template_kwargs, body.reasoning_effort),
     )
 
 
-def parse_text(fields: Fields, *, model: str, vocab_size: int) -> TextRequest:
+def parse_text(value: dict[str, Any], *, model: str, vocab_size: int) -> TextRequest:
     """Read the body of POST /v1/completions; raises ApiError."""
-    check_model(fields, model)
-    if fields.values.get("suffix"):
-        fields.refuse("suffix", "is not supported: this server does not fill in the middle")
-    n = fields.integer("n", low=1, high=MAX_CHOICES) or 1
-    if (fields.integer("best_of", low=1, high=MAX_CHOICES) or n) != n:
-        fields.refuse("best_of", "is not supported: leave it out or make it equal to 'n'")
-    max_tokens = fields.integer("max_tokens", low=0)
-    logprobs = fields.integer("logprobs", low=0, high=MAX_LOGPROBS)
-    return TextRequest(
-        options=_options(fields, max_tokens=max_tokens, logprobs=logprobs, vocab_size=vocab_size),
-        prompts=_prompts(fields, vocab_size),
-        echo=fields.boolean("echo", False),
-    )
+    body = read(TextBody, value)
+    check_model(body.model, model)
+    if body.best_of not in (None, body.n):
+        refuse("best_of", "is not supported: leave it out or make it equal to 'n'")
+    for prompt in body.prompt:
+        if isinstance(prompt, tuple):
+            check_ids(prompt, vocab_size=vocab_size, path="prompt")
+    options = _options(body, body.max_tokens, body.logprobs, vocab_size)
+    return TextRequest(options=options, prompts=body.prompt, echo=body.echo)
 
 
-def check_model(fields: Fields, served: str) -> None:
+def check_model(name: str | None, served: str) -> None:
     """A request without `model` means the one that is served."""
-    name = fields.string("model")
     if name is not None and name != served:
         raise unknown_model(name, served)
 
@@ -78,136 +186,49 @@ def unknown_model(name: str, served: str) -> ApiError:
 
 
 def _options(
-    fields: Fields, *, max_tokens: int | None, logprobs: int | None, vocab_size: int
+    body: StreamedFields, max_tokens: int | None, logprobs: int | None, vocab_size: int
 ) -> Options:
-    for name in UNSERVED:
-        if fields.values.get(name):
-            fields.refuse(name, "is not supported", "unsupported_value")
-    stream = fields.boolean("stream", False)
-    return Options(
-        stream=stream,
-        include_usage=_include_usage(fields, stream),
-        n=fields.integer("n", low=1, high=MAX_CHOICES) or 1,
+    told = body.stream_options
+    if told is not None and not body.stream:
+        refuse("stream_options", "is only allowed when 'stream' is true", None)
+    return replace(
+        sampling_options(body, vocab_size=vocab_size),
+        stream=body.stream,
+        include_usage=told is not None and told.include_usage,
+        continuous_usage=told is not None and told.continuous_usage_stats,
         max_tokens=max_tokens,
-        min_tokens=fields.integer("min_tokens", low=0) or 0,
-        temperature=fields.number("temperature", low=0, high=2),
-        top_p=fields.number("top_p", low=0, high=1, above=True),
-        top_k=_top_k(fields),
-        min_p=fields.number("min_p", low=0, high=1),
-        repetition_penalty=fields.number("repetition_penalty", low=0.01, high=10),
-        presence_penalty=fields.number("presence_penalty", low=-2, high=2),
-        frequency_penalty=fields.number("frequency_penalty", low=-2, high=2),
-        logit_bias=_logit_bias(fields, vocab_size),
-        seed=fields.integer("seed", low=-(2**63)),
-        stop=fields.strings("stop", most=MAX_STOPS),
-        stop_token_ids=fields.token_ids("stop_token_ids", vocab_size=vocab_size),
-        ignore_eos=fields.boolean("ignore_eos", False),
         logprobs=logprobs,
+        form=read_form(body),
     )
 
 
-def _include_usage(fields: Fields, stream: bool) -> bool:
-    options = fields.object("stream_options")
-    if options is None:
+def _chat_logprobs(body: ChatBody) -> int | None:
+    if body.top_logprobs is not None and not body.logprobs:
+        refuse("top_logprobs", "is only allowed when 'logprobs' is true", None)
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _reasoning_view(body: ChatBody) -> ReasoningView:
+    if not body.include_reasoning:
+        return ReasoningView.HIDDEN
+    if not body.separate_reasoning:
+        return ReasoningView.IN_TEXT
+    return ReasoningView.STREAMED if body.stream_reasoning else ReasoningView.AT_ONCE
+
+
+def _continues(body: ChatBody) -> bool:
+    if not body.continue_final_message:
         return False
-    if not stream:
-        fields.refuse("stream_options", "is only allowed when 'stream' is true")
-    return options.boolean("include_usage", False)
+    if body.add_generation_prompt:
+        refuse("continue_final_message", "excludes 'add_generation_prompt': give one of them")
+    return goes_on(body.messages)
 
 
-def _top_k(fields: Fields) -> int | None:
-    """-1 and 0 both mean off."""
-    top_k = fields.integer("top_k", low=-1, high=2**31 - 1)
-    return None if top_k is None else max(top_k, 0)
-
-
-def _logit_bias(fields: Fields, vocab_size: int) -> tuple[tuple[int, float], ...]:
-    biases = fields.object("logit_bias") or Fields({})
-    pairs = []
-    for name in biases.values:
-        if not (name.isascii() and name.isdigit() and len(name) < 10 and int(name) < vocab_size):
-            fields.refuse("logit_bias", f"has a key that is no token id below {vocab_size}")
-        bias = biases.number(name, low=-100, high=100)
-        pairs.append((int(name), bias or 0.0))
-    return tuple(pairs)
-
-
-def _chat_logprobs(fields: Fields) -> int | None:
-    top = fields.integer("top_logprobs", low=0, high=MAX_LOGPROBS)
-    wanted = fields.boolean("logprobs", False)
-    if top is not None and not wanted:
-        fields.refuse("top_logprobs", "is only allowed when 'logprobs' is true")
-    return (top or 0) if wanted else None
-
-
-def _refuse_chat_fields(fields: Fields) -> None:
-    response_format = fields.object("response_format")
-    if response_format is not None and response_format.string("type") != "text":
-        complaint = "must have the type 'text': output bound to a format is not supported yet"
-        fields.refuse("response_format", complaint, "unsupported_value")
-    for name in ("functions", "function_call"):
-        if name in fields:
-            fields.refuse(name, "is not supported: use 'tools' and 'tool_choice'")
-    modalities = fields.array("modalities")
-    if modalities is not None and modalities != ["text"]:
-        fields.refuse("modalities", 'must be ["text"]: this server writes nothing else')
-
-
-def _tool_choice(fields: Fields) -> str:
-    choice = fields.values.get("tool_choice")
-    if choice is None or choice in ("auto", "none"):
-        return choice or "auto"
-    if choice == "required" or isinstance(choice, dict):
-        complaint = "may be 'auto' or 'none': forcing a call is not supported yet"
-        fields.refuse("tool_choice", complaint, "unsupported_value")
-    fields.refuse("tool_choice", "must be 'auto' or 'none'", "invalid_value")
-
-
-def _tool(tool: Fields) -> dict[str, Any]:
-    if tool.required_string("type") != "function":
-        tool.refuse("type", "must be 'function'", "invalid_value")
-    function = tool.object("function")
-    if function is None:
-        tool.refuse("function", "is missing", "missing_required_parameter")
-    function.required_string("name")
-    function.string("description")
-    function.object("parameters")
-    return tool.values
-
-
-def _template_kwargs(fields: Fields) -> dict[str, Any]:
-    given = fields.object("chat_template_kwargs")
-    kwargs = dict(given.values) if given else {}
-    effort = fields.string("reasoning_effort")
+def template_kwargs(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
+    """What chat templates are told: the client's own values, and what an effort means to them."""
+    kwargs = dict(given or {})
     if effort is not None:
-        if effort not in EFFORTS:
-            fields.refuse("reasoning_effort", f"must be one of {', '.join(EFFORTS)}")
         kwargs.setdefault("reasoning_effort", effort)
         if not any(name in kwargs for name in THINKING):
             kwargs |= dict.fromkeys(THINKING, effort != "none")
     return kwargs
-
-
-def _prompts(fields: Fields, vocab_size: int) -> tuple[Prompt, ...]:
-    """The four spellings: a string, strings, token ids, lists of token ids."""
-    value = fields.values.get("prompt")
-    if value is None:
-        fields.refuse("prompt", "is missing", "missing_required_parameter")
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not value:
-        fields.refuse("prompt", "must be a string or an array that is not empty", "invalid_type")
-    if all(isinstance(item, int) for item in value):
-        return (_ids(fields, value, vocab_size),)
-    if len(value) > MAX_PROMPTS:
-        fields.refuse("prompt", f"must have at most {MAX_PROMPTS} prompts", "invalid_value")
-    return tuple(
-        item if isinstance(item, str) else _ids(fields, item, vocab_size) for item in value
-    )
-
-
-def _ids(fields: Fields, value: object, vocab_size: int) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(is_token_id(item, vocab_size) for item in value):
-        complaint = f"must hold strings, or arrays of token ids between 0 and {vocab_size - 1}"
-        fields.refuse("prompt", complaint, "invalid_value")
-    return tuple(value)

@@ -5,22 +5,19 @@ The streaming text path is kept short: one prepared event per choice, filled wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.request import TokenLogprob
 from kttrio.server import sse
 from kttrio.server.completion import Usage
-from kttrio.server.decoding import Answer, CallDelta, Delta, PromptLogprobs
+from kttrio.server.decoding import Answer, CallDelta, Delta
 from kttrio.server.errors import ApiError, error_body
+from kttrio.server.openai_logprobs import TextLogprobs, chat_logprobs
 from kttrio.server.prompting import EchoedPrompt
-from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.tokenizer import Tokenizer
 
 HOLE = "%text%"
-LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +32,40 @@ class Head:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What an answer tells beside the choices."""
+
+    prompts: Sequence[EchoedPrompt]
+    """Of each choice."""
+    include_usage: bool = False
+    usage: Callable[[], Usage] | None = None
+    """As it is now; None: chunks do not tell it."""
+    token_ids: bool = False
+
+    @property
+    def fast(self) -> bool:
+        """Chunks with text differ in nothing else."""
+        return self.usage is None
+
+
 class ChatStream:
     """Writes a chat completion as chunks: role, text, one end per choice, usage, [DONE]."""
 
     def __init__(
-        self, head: Head, stream: sse.EventStream, tokenizer: Tokenizer, *, include_usage: bool
+        self, head: Head, stream: sse.EventStream, tokenizer: Tokenizer, extras: Extras
     ) -> None:
         self._fields = head.fields("chat.completion.chunk")
         self._stream = stream
         self._tokenizer = tokenizer
-        self._include_usage = include_usage
+        self._extras = extras
+        self._fast = extras.fast
         self._texts: dict[int, sse.EventTemplate] = {}
 
     def on_text(self, choice: int, text: str) -> None:
+        if not self._fast:
+            self.on_delta(choice, Delta(text))
+            return
         template = self._texts.get(choice) or self._begin(choice)
         self._stream.put(template.fill(text))
 
@@ -57,7 +75,10 @@ class ChatStream:
         self._stream.put(b"".join(map(sse.event, self._chunks(choice, delta))))
 
     def _begin(self, choice: int) -> sse.EventTemplate:
-        self._stream.put(sse.event(self._chunk(choice, {"role": "assistant", "content": ""})))
+        first = self._chunk(choice, {"role": "assistant", "content": ""})
+        if self._extras.token_ids and not self._texts:
+            first["prompt_token_ids"] = self._extras.prompts[choice].ids
+        self._stream.put(sse.event(first))
         template = sse.EventTemplate(self._chunk(choice, {"content": HOLE}), HOLE)
         self._texts[choice] = template
         return template
@@ -75,6 +96,8 @@ class ChatStream:
         first, last = chunks[0]["choices"][0], chunks[-1]["choices"][0]
         if delta.logprobs:
             first["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
+        if delta.token_ids:
+            first["token_ids"] = delta.token_ids
         if delta.finish is not None:
             last["finish_reason"] = delta.finish
             last["matched_stop"] = delta.matched_stop
@@ -82,45 +105,44 @@ class ChatStream:
 
     def _chunk(self, choice: int, change: dict[str, Any]) -> dict[str, Any]:
         entry = {"index": choice, "delta": change, "logprobs": None, "finish_reason": None}
-        return {**self._fields, "choices": [entry]}
+        return _chunk(self._fields, entry, self._extras)
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
-        end_stream(self._stream, self._fields, error, usage if self._include_usage else None)
+        told = usage if self._extras.include_usage else None
+        end_stream(self._stream, self._fields, error, told)
 
 
 class TextStream:
-    """Writes a text completion as chunks. `prompts`: of each choice."""
+    """Writes a text completion as chunks."""
 
     def __init__(
-        self,
-        head: Head,
-        stream: sse.EventStream,
-        tokenizer: Tokenizer,
-        *,
-        include_usage: bool,
-        prompts: Sequence[EchoedPrompt],
+        self, head: Head, stream: sse.EventStream, tokenizer: Tokenizer, extras: Extras
     ) -> None:
         self._fields = head.fields("text_completion")
         self._stream = stream
-        self._include_usage = include_usage
-        self._prompts = prompts
-        self._logprobs = [TextLogprobs(tokenizer, prompt.ids) for prompt in prompts]
+        self._extras = extras
+        self._fast = extras.fast
+        self._logprobs = [TextLogprobs(tokenizer, prompt.ids) for prompt in extras.prompts]
         self._texts: dict[int, sse.EventTemplate] = {}
 
     def on_text(self, choice: int, text: str) -> None:
         template = self._texts.get(choice)
-        if template is None:
+        if template is None or not self._fast:
             self.on_delta(choice, Delta(text))
         else:
             self._stream.put(template.fill(text))
 
     def on_delta(self, choice: int, delta: Delta) -> None:
-        text = delta.text
-        if choice not in self._texts:
+        prompt = self._extras.prompts[choice]
+        is_first = choice not in self._texts
+        if is_first:
             self._texts[choice] = sse.EventTemplate(self._chunk(choice, HOLE), HOLE)
-            text = self._prompts[choice].echo + text
-        chunk = self._chunk(choice, text)
+        chunk = self._chunk(choice, prompt.echo + delta.text if is_first else delta.text)
         entry = chunk["choices"][0]
+        if is_first and self._extras.token_ids:
+            entry["prompt_token_ids"] = prompt.ids
+        if delta.token_ids:
+            entry["token_ids"] = delta.token_ids
         if delta.logprobs or delta.prompt_logprobs:
             logprobs = self._logprobs[choice]
             entry["logprobs"] = logprobs.fields(delta.prompt_logprobs, delta.logprobs)
@@ -131,10 +153,16 @@ class TextStream:
 
     def _chunk(self, choice: int, text: str) -> dict[str, Any]:
         entry = {"index": choice, "text": text, "logprobs": None, "finish_reason": None}
-        return {**self._fields, "choices": [entry]}
+        return _chunk(self._fields, entry, self._extras)
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
-        end_stream(self._stream, self._fields, error, usage if self._include_usage else None)
+        told = usage if self._extras.include_usage else None
+        end_stream(self._stream, self._fields, error, told)
+
+
+def _chunk(fields: dict[str, Any], entry: dict[str, Any], extras: Extras) -> dict[str, Any]:
+    chunk = {**fields, "choices": [entry]}
+    return {**chunk, "usage": usage_fields(extras.usage())} if extras.usage else chunk
 
 
 def end_stream(
@@ -150,12 +178,39 @@ def end_stream(
     stream.end()
 
 
-def chat_object(
-    head: Head, answers: Sequence[Answer], usage: Usage, *, tokenizer: Tokenizer, version: str
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """An answer that is told at once."""
+
+    head: Head
+    answers: Sequence[Answer]
+    usage: Usage
+    extras: Extras
+    version: str
+    """Of the weights."""
+
+    def fields(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **self.head.fields(kind),
+            "choices": choices,
+            "usage": usage_fields(self.usage),
+            "metadata": {"weight_version": self.version},
+        }
+
+
+def chat_object(whole: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
     """A whole chat completion."""
-    choices = [_chat_choice(index, answer, tokenizer) for index, answer in enumerate(answers)]
-    return _whole(head.fields("chat.completion"), choices, usage, version)
+    tells_ids = whole.extras.token_ids
+    choices = [
+        _chat_choice(index, answer, tokenizer) | _answer_ids(answer, tells_ids)
+        for index, answer in enumerate(whole.answers)
+    ]
+    told = whole.fields("chat.completion", choices)
+    return {**told, "prompt_token_ids": whole.extras.prompts[0].ids} if tells_ids else told
+
+
+def _answer_ids(answer: Answer, tells_ids: bool) -> dict[str, Any]:
+    return {"token_ids": answer.token_ids} if tells_ids else {}
 
 
 def _chat_choice(index: int, answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -183,38 +238,31 @@ def _chat_choice(index: int, answer: Answer, tokenizer: Tokenizer) -> dict[str, 
     }
 
 
-def text_object(
-    head: Head,
-    answers: Sequence[Answer],
-    usage: Usage,
-    *,
-    tokenizer: Tokenizer,
-    version: str,
-    prompts: Sequence[EchoedPrompt],
-) -> dict[str, Any]:
-    """A whole text completion. `prompts`: of each choice."""
+def text_object(whole: Whole, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A whole text completion."""
     choices = []
-    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        logprobs = None
-        if answer.logprobs or answer.prompt_logprobs:
-            scores = TextLogprobs(tokenizer, prompt.ids)
-            logprobs = scores.fields(answer.prompt_logprobs, answer.logprobs)
+    for index, answer in enumerate(whole.answers):
+        prompt = whole.extras.prompts[index]
         choice = {
             "index": index,
             "text": prompt.echo + answer.text,
-            "logprobs": logprobs,
+            "logprobs": _text_scores(answer, prompt, tokenizer),
             "finish_reason": answer.finish,
             "matched_stop": answer.matched_stop,
         }
+        if whole.extras.token_ids:
+            choice |= {"prompt_token_ids": prompt.ids, "token_ids": answer.token_ids}
         choices.append(choice)
-    return _whole(head.fields("text_completion"), choices, usage, version)
+    return whole.fields("text_completion", choices)
 
 
-def _whole(
-    fields: dict[str, Any], choices: list[dict[str, Any]], usage: Usage, version: str
-) -> dict[str, Any]:
-    metadata = {"weight_version": version}
-    return {**fields, "choices": choices, "usage": usage_fields(usage), "metadata": metadata}
+def _text_scores(
+    answer: Answer, prompt: EchoedPrompt, tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    if not (answer.logprobs or answer.prompt_logprobs):
+        return None
+    scores = TextLogprobs(tokenizer, prompt.ids)
+    return scores.fields(answer.prompt_logprobs, answer.logprobs)
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
@@ -226,7 +274,7 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "completion_tokens": usage.completion_tokens,
-        "prompt_tokens_details": None,
+        "prompt_tokens_details": {"cached_tokens": 0},  # no request sees another's prompt
         "completion_tokens_details": details,
         "reasoning_tokens": usage.reasoning_tokens,
     }
@@ -238,57 +286,3 @@ def call_fields(call: CallDelta) -> dict[str, Any]:
         return {"index": call.number, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
     return {"index": call.number, "id": call.id, "type": "function", "function": function}
-
-
-def chat_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {
-            **_token_fields(tokenizer, score.token, score.logprob),
-            "top_logprobs": [_token_fields(tokenizer, *pair) for pair in score.top],
-        }
-        for score in scores
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token_fields(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    raw = list(tokenizer.token_bytes(token))
-    return {"token": tokenizer.piece(token), "logprob": _finite(logprob), "bytes": raw}
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LEAST_LOGPROB)
-
-
-class TextLogprobs:
-    """The log-probabilities of one text completion; offsets go on from call to call."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._first_id = prompt_ids[0]
-        self._detokenizer = open_detokenizer(tokenizer)
-        self._offset = 0
-
-    def fields(
-        self, prompt: PromptLogprobs | None, scores: Sequence[TokenLogprob]
-    ) -> dict[str, Any]:
-        """`prompt` comes with the first call or never. Its first token has no probability."""
-        entries = [*(prompt or ()), *scores]
-        ids = [self._first_id if entry is None else entry.token for entry in entries]
-        return {
-            "tokens": [self._tokenizer.piece(token) for token in ids],
-            "token_logprobs": [entry and _finite(entry.logprob) for entry in entries],
-            "top_logprobs": [entry and self._top(entry) for entry in entries],
-            "text_offset": [self._offset_of(token) for token in ids],
-        }
-
-    def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The best tokens and, as clients expect, the chosen one among them."""
-        pairs = [*entry.top, (entry.token, entry.logprob)]
-        return {self._tokenizer.piece(token): _finite(logprob) for token, logprob in pairs}
-
-    def _offset_of(self, token: int) -> int:
-        """Characters before the token; one that completes a character begins with it."""
-        offset = self._offset
-        self._offset += len(self._detokenizer.push(token))
-        return offset

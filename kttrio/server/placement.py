@@ -6,8 +6,19 @@ import trio
 from quart import Blueprint, Response
 
 from kttrio.server.errors import ApiError
+from kttrio.server.operations import INTEGER, STRING, Operation, record_of
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState
+
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/save_expert_placement",
+        summary="Keep what is known of the experts in use, for the next start.",
+        tag="Operation",
+        answer=record_of({"file": STRING, "swaps": INTEGER}),
+    ),
+)
 
 
 def blueprint(state: AppState) -> Blueprint:

@@ -8,24 +8,27 @@ made in forms.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import TypeVar
 
 import trio
 
 from kttrio.request import GenerateRequest, ImageInput, SamplingParams
 from kttrio.server.constraints import Constraints
-from kttrio.server.decoding import Decoder
+from kttrio.server.decoding import Decoder, View
 from kttrio.server.errors import BadRequestError
 from kttrio.server.forms import chat_constraints, held_to, text_constraints
 from kttrio.server.image_memory import Hold
 from kttrio.server.images import Pictures, refusal
-from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
+from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
 from kttrio.server.served_model import ServedModel
+from kttrio.text.chats import ChatFormat
+from kttrio.text.continuation import render_open
 from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.messages import TemplateError
 from kttrio.text.output import OutputPipeline, skipped_ids
-from kttrio.text.reasoning import ReasoningSplitter
+from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
 from kttrio.text.stops import StopStrings
 from kttrio.text.tokenizer import EncodeError
 from kttrio.text.tool_parsers.base import ToolParser, open_parser
@@ -55,6 +58,9 @@ class Intake:
     """For a request that has none of its own."""
     constraints: Constraints
     """Where answers are held to a form."""
+    visit_id: str | None = None
+    """The id of the HTTP request."""
+    arrived: float = field(default_factory=perf_counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class EchoedPrompt:
 class Prepared:
     """A request's sequences with their decoders, one by one. Choice i is sequence i."""
 
+    intake: Intake
+    client_id: str | None
+    """The client's own name for it."""
     requests: Sequence[GenerateRequest]
     decoders: Sequence[Decoder]
     num_prompt_tokens: int
@@ -91,21 +100,28 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
     pictures = await _open_images(model, request, intake)
     text, plain = await _encoded(intake, lambda: _encode_chat(model, request))
     ids, starts = pictures.spread(plain) if pictures else (plain, ())
-    max_tokens = options.max_tokens
-    if max_tokens is None:
-        max_tokens = max(intake.context_length - len(ids), 1)
+    max_tokens = _most_tokens(options, len(ids), intake)
     check_length(len(ids), max_tokens, intake.context_length)
     params = sampling(model, options, intake, max_tokens=max_tokens)
     constraints = await chat_constraints(model, request, text, intake.constraints)
     images, hold = await _draw_images(pictures, starts) if pictures else ((), None)
     sequences = _sequences(intake, [ids] * options.n, params, options.n, images)
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
         [_chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
         [EchoedPrompt(ids, "")] * options.n,
         hold,
     )
+
+
+async def chat_ids(model: ServedModel, request: ChatRequest, intake: Intake) -> tuple[int, ...]:
+    """The tokens of a chat's prompt. Raises ApiError."""
+    pictures = await _open_images(model, request, intake)
+    _, plain = await _encoded(intake, lambda: _encode_chat(model, request))
+    return pictures.spread(plain)[0] if pictures else plain
 
 
 async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake) -> Prepared:
@@ -127,11 +143,20 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
     sequences = _sequences(intake, [prompt.ids for prompt in echoed], params, options.n)
     constraints = await text_constraints(model, options, intake.constraints, count=len(echoed))
     return Prepared(
+        intake,
+        options.client_id,
         held_to(constraints, sequences),
-        [Decoder(_pipeline(model, options)) for _ in echoed],
+        [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
         sum(map(len, prompts)),
         echoed,
     )
+
+
+def _most_tokens(options: Options, num_prompt_tokens: int, intake: Intake) -> int:
+    room = max(intake.context_length - num_prompt_tokens, 1)
+    if options.max_tokens is None:
+        return room
+    return min(options.max_tokens, room) if options.fit_context else options.max_tokens
 
 
 async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
@@ -156,12 +181,20 @@ def _encode_chat(model: ServedModel, request: ChatRequest) -> tuple[str, tuple[i
             f"The model '{model.name}' has no chat template: use /v1/completions, or start the "
             "server with --chat-template."
         )
-    text = model.template.render(
-        request.messages,
-        tools=request.tools or None,
-        chat_template_kwargs=request.template_kwargs,
-    )
+    text = _render(model.template, request)
     return text, tuple(model.tokenizer.encode(text))
+
+
+def _render(format: ChatFormat, request: ChatRequest) -> str:
+    tools, kwargs = request.tools or None, request.template_kwargs
+    if request.continues:
+        return render_open(format, request.messages, tools=tools, chat_template_kwargs=kwargs)
+    return format.render(
+        request.messages,
+        tools=tools,
+        add_generation_prompt=request.generation_prompt,
+        chat_template_kwargs=kwargs,
+    )
 
 
 async def _open_images(model: ServedModel, request: ChatRequest, intake: Intake) -> Pictures | None:
@@ -214,7 +247,7 @@ def check_length(num_prompt_tokens: int, max_tokens: int, context_length: int) -
         raise BadRequestError(
             f"This server holds {context_length} tokens of prompt and answer together. You asked "
             f"for {num_prompt_tokens + max_tokens}: {num_prompt_tokens} in the prompt, "
-            f"{max_tokens} to generate. Shorten the prompt or lower 'max_tokens'.",
+            f"{max_tokens} to generate. Shorten the prompt or ask for a shorter answer.",
             code="context_length_exceeded",
         )
 
@@ -272,18 +305,36 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def _chat_decoder(model: ServedModel, request: ChatRequest, prompt: str) -> Decoder:
-    thinks = model.reasoning_format
     calls = model.tool_call_parser if request.tools else None
-    splitter = (
-        ReasoningSplitter(thinks, thinks.start(prompt), calls=calls is not None) if thinks else None
-    )
     pipeline = _pipeline(
         model,
         request.options,
-        splitter=splitter,
+        splitter=_splitter(model, request, prompt),
         tools=open_parser(calls, request.tools) if calls else None,
+        kept_tags=model.reasoning_format.tags if model.reasoning_format else (),
     )
-    return Decoder(pipeline, one_call=not request.parallel_tool_calls)
+    view = replace(_view(model, request.options), reasoning=request.reasoning)
+    return Decoder(pipeline, one_call=not request.parallel_tool_calls, view=view)
+
+
+def _splitter(model: ServedModel, request: ChatRequest, prompt: str) -> ReasoningSplitter | None:
+    """None where all of the output is text for the client."""
+    thinks = model.reasoning_format
+    if thinks is None or request.reasoning is ReasoningView.IN_TEXT:
+        return None
+    start = thinks.start(prompt, said=request.said)
+    if request.said is not None and start is ReasoningStart.CLOSED:
+        return None
+    forced = bool(request.forced_calls or request.options.form)
+    return ReasoningSplitter(thinks, start, calls=bool(request.tools), forced=forced)
+
+
+def _view(model: ServedModel, options: Options) -> View:
+    """What the client wants to see beside text, reasoning and calls."""
+    hidden = model.tokenizer.special_ids if options.skip_special_tokens else frozenset()
+    ends = model.end_ids | frozenset(options.stop_token_ids)
+    kept = ends - hidden if options.keep_stop else frozenset()
+    return View(kept_stops=kept, token_ids=options.return_token_ids)
 
 
 def _pipeline(
@@ -292,12 +343,15 @@ def _pipeline(
     *,
     splitter: ReasoningSplitter | None = None,
     tools: ToolParser | None = None,
+    kept_tags: tuple[str, ...] = (),
 ) -> OutputPipeline:
-    kept = splitter.format.tags if splitter else ()
-    skip_ids = skipped_ids(model.tokenizer, kept_tags=kept, calls=tools is not None)
+    skip_ids: frozenset[int] = frozenset()
+    if options.skip_special_tokens:
+        skip_ids = skipped_ids(model.tokenizer, kept_tags=kept_tags, calls=tools is not None)
+    stops = StopStrings(options.stop, include_in_output=options.keep_stop) if options.stop else None
     return OutputPipeline(
         open_detokenizer(model.tokenizer, skip_ids=skip_ids),
-        stops=StopStrings(options.stop) if options.stop else None,
+        stops=stops,
         reasoning=splitter,
         tools=tools,
     )

@@ -9,8 +9,27 @@ import trio
 from quart import Blueprint, Response
 
 from kttrio.server.errors import ApiError
+from kttrio.server.operations import BOOLEAN, INTEGER, STRING, Operation, record_of
 from kttrio.server.replies import json_response
 from kttrio.server.state import AppState, Recording
+
+METHODS = ("get", "post")
+WORDS = {
+    "start": "Record from the next step on, anew.",
+    "stop": "Record no further.",
+    "dump": "Write what was recorded to a file, and forget it.",
+}
+OPERATIONS = tuple(
+    Operation(
+        method=method,
+        path=f"/{word}_expert_distribution_record",
+        summary=summary,
+        tag="Operation",
+        answer=record_of({"recording": BOOLEAN, "steps": INTEGER}, file=STRING),
+    )
+    for word, summary in WORDS.items()
+    for method in METHODS
+)
 
 
 def blueprint(state: AppState) -> Blueprint:

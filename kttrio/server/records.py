@@ -16,6 +16,9 @@ from kttrio.server.kinds import Kind, check_type, refuse
 
 T = TypeVar("T")
 
+EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
+"""What asks for nothing."""
+
 
 class Stance(StrEnum):
     """What the server does with a field."""
@@ -59,7 +62,7 @@ def read(record: type[T], value: Any, path: str = "") -> T:
     for one in fields(record):  # type: ignore[arg-type]  # a dataclass by the rule above
         told, place = one.metadata, f"{path}.{one.name}" if path else one.name
         entry = value.get(one.name)
-        if told["stance"] is Stance.REFUSED and entry and entry not in told["harmless"]:
+        if told["stance"] is Stance.REFUSED and not _harmless(entry, told["harmless"]):
             refuse(place, f"is not supported: {told['help']}", "unsupported_value")
         if told["stance"] is not Stance.DONE:
             continue
@@ -68,6 +71,13 @@ def read(record: type[T], value: Any, path: str = "") -> T:
         elif told["required"]:
             refuse(place, "is missing", "missing_required_parameter")
     return record(**found)
+
+
+def _harmless(entry: Any, values: tuple[Any, ...]) -> bool:
+    """Whether leaving the field out means the same. `true` is not 1."""
+    return not entry or any(
+        entry == value and isinstance(entry, bool) is isinstance(value, bool) for value in values
+    )
 
 
 def schema(record: type) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def schema(record: type) -> dict[str, Any]:
         if told["stance"] is Stance.DONE:
             properties[one.name] = _property(told["kind"], told["help"], told["required"])
         elif told["stance"] is Stance.REFUSED:
-            harmless = [None, False, *told["harmless"]]
+            harmless = [*EMPTY, *(value for value in told["harmless"] if value)]
             about = f"Not supported: {told['help']}"
             properties[one.name] = {"enum": harmless, "description": about}
         if told.get("required"):
@@ -112,6 +122,20 @@ class Nested:
 
     def read(self, value: Any, path: str) -> Any:
         return read(self.record, value, path)
+
+    def schema(self) -> dict[str, Any]:
+        return schema(self.record)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The kind of an object that must be such a record, and is kept as it came."""
+
+    record: type
+
+    def read(self, value: Any, path: str) -> dict[str, Any]:
+        read(self.record, value, path)
+        return dict(value)
 
     def schema(self) -> dict[str, Any]:
         return schema(self.record)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -15,7 +16,10 @@ from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
+from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
+from kttrio.server.visits import VISIT
 
 
 class Recording(Protocol):
@@ -78,17 +82,50 @@ class AppState:
     """None: experts stay where they are."""
     count: Count | None = None
     """What /get_server_info tells that only the runner knows."""
+    inferences: InferenceCounts = field(default_factory=InferenceCounts)
+    meter: Meter = field(default_factory=Meter)
     draining: bool = False
     live: set[Completion] = field(default_factory=set)
 
     @contextmanager
     def track(self, completion: Completion) -> Iterator[None]:
-        """Know `completion` for as long as the block lasts."""
+        """Know `completion` for as long as the block lasts, and count what came of it."""
         self.live.add(completion)
         try:
             yield
         finally:
             self.live.discard(completion)
+            if completion.was_taken:
+                self._note_end(completion)
+
+    def _note_end(self, completion: Completion) -> None:
+        usage, ends = completion.usage, completion.ends
+        self.meter.note_request(
+            seconds=completion.seconds,
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            ends=ends,
+        )
+        if (visit := VISIT.get()) is not None:
+            visit.outcome = (
+                f"prompt_tokens={usage.prompt_tokens} completion_tokens={usage.completion_tokens} "
+                f"finish={','.join(sorted(set(ends)))}"
+            )
+
+    def abort(self, name: str | None) -> int:
+        """End the requests of this name, or all, with what they have; how many they were."""
+        named = [one for one in self.live if name is None or name in one.names]
+        for completion in named:
+            completion.abort()
+        return len(named)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests would not be served just now; None: they are."""
+        if self.draining:
+            return "the server is shutting down"
+        stats = self.engine.stats
+        return None if stats.healthy else stats.error or "the engine is not running"
 
     def begin_drain(self) -> None:
         """Take no new requests; those that run go on."""
@@ -99,6 +136,13 @@ class AppState:
         """End every request that still runs with an error: an event in streams, else a 503."""
         for completion in list(self.live):
             completion.fail(ApiError(503, message, code="shutting_down"))
+
+
+def installed_version() -> str:
+    try:
+        return version("kttrio")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
 
 
 def new_id(prefix: str) -> str:

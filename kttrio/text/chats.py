@@ -11,8 +11,11 @@ from typing import Any, Protocol
 
 from kttrio.text.encoders.deepseek_v32 import DeepseekV32Encoder
 from kttrio.text.files import read_json_object
-from kttrio.text.messages import Message, Tool
+from kttrio.text.messages import Message, TemplateError, Tool
 from kttrio.text.template import ChatTemplate
+
+NOTICE = "Be brief."
+"""A system message to try a template with."""
 
 
 class ChatFormat(Protocol):
@@ -28,9 +31,11 @@ class ChatFormat(Protocol):
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt as text, special tokens included. Raises TemplateError."""
+        """The prompt as text, special tokens included, and with `add_generation_prompt` the words
+        that begin an answer. Raises TemplateError."""
         ...
 
 
@@ -43,3 +48,26 @@ def load_chat_format(directory: Path, *, override: Path | None = None) -> ChatFo
     if read_json_object(directory / "config.json").get("model_type") == "deepseek_v32":
         return DeepseekV32Encoder.load(directory)
     return None
+
+
+def knows_late_system(format: ChatFormat) -> bool:
+    """Whether the model's chats may have system messages after the first: many templates refuse
+    them, or leave them out."""
+    chat = [
+        {"role": "user", "content": "Hello"},
+        {"role": "system", "content": NOTICE},
+        {"role": "user", "content": "Go on."},
+    ]
+    try:
+        return NOTICE in format.render(chat)
+    except TemplateError:
+        return False
+
+
+def knows_switches(format: ChatFormat, switches: Mapping[str, bool]) -> bool:
+    """Whether the model's chats can be had so: some always think."""
+    try:
+        format.render([{"role": "user", "content": "Hello"}], chat_template_kwargs=switches)
+    except TemplateError:
+        return False
+    return True

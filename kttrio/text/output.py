@@ -76,16 +76,22 @@ class OutputPipeline:
         """The stop string that ended the text: later tokens leave no piece, call finish()."""
         return self._stops.matched if self._stops else None
 
-    def push(self, token_id: int) -> list[Piece]:
-        """What this token makes certain. The token that ended the sequence is not pushed."""
+    def push(self, token_id: int) -> list[Piece] | str:
+        """What this token makes certain: nothing but text, or nothing yet, comes as a string. The
+        token that ended the sequence is not pushed."""
         text = self._detokenizer.push(token_id)
         if self._plain:
-            return [Content(text)] if text else []
+            return text
         if self._reasoning is not None and self._reasoning.in_reasoning:
             self.num_reasoning_tokens += 1
         if self._stops is not None and text:
             text, _ = self._stops.push(text)
-        return self._split(text) if text else []
+        if not text:
+            return ""
+        thought, said = self._split(text)
+        if not thought and self._tools is None:
+            return said
+        return self._pieces(thought, said)
 
     def finish(self, *, cut_off: bool = False) -> list[Piece]:
         """All that was held back. `cut_off`: the length limit ended the text, so an open tool
@@ -93,7 +99,7 @@ class OutputPipeline:
         text = self._detokenizer.finish()
         if self._stops is not None:
             text = self._stops.push(text)[0] + self._stops.finish()
-        pieces = self._split(text) if text else []
+        pieces = self._pieces(*self._split(text)) if text else []
         if self._reasoning is not None:
             thought, said = self._reasoning.finish()
             pieces += self._pieces(thought, said)
@@ -101,11 +107,9 @@ class OutputPipeline:
             self._add_parsed(self._tools.finish(cut_off=cut_off), pieces)
         return pieces
 
-    def _split(self, text: str) -> list[Piece]:
-        if self._reasoning is None:
-            return self._pieces("", text)
-        thought, said = self._reasoning.push(text)
-        return self._pieces(thought, said)
+    def _split(self, text: str) -> tuple[str, str]:
+        """Reasoning and answer."""
+        return ("", text) if self._reasoning is None else self._reasoning.push(text)
 
     def _pieces(self, thought: str, said: str) -> list[Piece]:
         pieces: list[Piece] = [Reasoning(thought)] if thought else []

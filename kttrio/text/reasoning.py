@@ -46,8 +46,12 @@ class ReasoningFormat:
     def tags(self) -> tuple[str, ...]:
         return self.opens + self.closes
 
-    def start(self, prompt: str) -> ReasoningStart:
-        """How the output of this rendered prompt begins."""
+    def start(self, prompt: str, *, said: str | None = None) -> ReasoningStart:
+        """How the output of this rendered prompt begins. `said`: the text of the answer that it
+        goes on with."""
+        if said is not None:
+            is_open = max(map(said.rfind, self.opens)) > max(map(said.rfind, self.closes))
+            return ReasoningStart.OPEN if is_open else ReasoningStart.CLOSED
         end = prompt[-256:].rstrip()
         if end.endswith(self.opens):
             return ReasoningStart.OPEN

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from kttrio.cli.flags import parse_flags
 from kttrio.cli.serve import (
+    ADMIN_API_KEY,
+    API_KEY,
     PREPARED_KERNELS,
     RECORDING_DIRECTORY,
     RECORDS,
@@ -21,7 +23,7 @@ from kttrio.cli.serve import (
     tune_libraries,
     with_environment,
 )
-from kttrio.config import ConfigError, ModelConfig, PlacementConfig, RunnerConfig
+from kttrio.config import ConfigError, ModelConfig, PlacementConfig, RunnerConfig, ServerConfig
 from kttrio.serve import Settings
 
 
@@ -82,6 +84,24 @@ def test_recordings_go_where_the_flag_says_or_else_the_environment(
 
 def test_a_directory_in_the_environment_asks_for_no_recording() -> None:
     assert with_environment(Settings(), {RECORDING_DIRECTORY: "/env"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "users", "admin"),
+    [
+        ((), {}, (), None),
+        ((), {API_KEY: "e", ADMIN_API_KEY: "o"}, ("e",), "o"),
+        (("--api-key", "f"), {API_KEY: "e", ADMIN_API_KEY: "o"}, ("f",), "o"),
+        (("--admin-api-key", "f"), {API_KEY: "e", ADMIN_API_KEY: "o"}, ("e",), "f"),
+        ((), {API_KEY: "", ADMIN_API_KEY: ""}, (), None),
+    ],
+)
+def test_keys_may_stand_in_the_environment_where_fewer_can_read_them(
+    given: tuple[str, ...], environment: dict[str, str], users: tuple[str, ...], admin: str | None
+) -> None:
+    (server,) = parse_flags("kttrio serve", "", given, [ServerConfig])
+    found = with_environment(Settings(server=server), environment).server
+    assert (found.api_key, found.admin_api_key) == (users, admin)
 
 
 KERNEL_VARIABLES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")

@@ -61,7 +61,7 @@ def test_values_arrive_in_their_type_and_record() -> None:
     assert model.model == Path("/m")
     assert experts.kt_numa_nodes == (0, 1)
     assert engine == EngineConfig(mem_fraction_static=0.5, max_total_tokens=4096)
-    assert server == ServerConfig(port=0, api_key="secret")
+    assert server == ServerConfig(port=0, api_key=("secret",))
 
 
 @pytest.mark.parametrize("given", ["0,1", "0, 1", "0 1", "0, 1,", "0,1 2"])
@@ -96,6 +96,23 @@ def test_placement_is_checked_although_it_waits_for_a_gpu() -> None:
     )
     with pytest.raises(ConfigError, match="--kt-gpu-experts-ratio: 10 is too large; the most is 1"):
         placement("--kt-gpu-experts-ratio", "10")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--api-key", "a,b", "c d"),
+        ("--api-key", "a,b", "--api-key", "c d"),
+        ("--api-key=a,b", "--port", "1", "--api-key=c d"),
+    ],
+)
+def test_keys_are_taken_as_they_are_and_the_flag_may_come_again(argv: tuple[str, ...]) -> None:
+    assert parse(*argv)[3].api_key == ("a,b", "c d")
+
+
+def test_an_empty_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--api-key: needs a value"):
+        parse("--api-key", "a", "")
 
 
 def test_home_is_expanded() -> None:

@@ -118,7 +118,7 @@ def test_a_second_signal_ends_at_once() -> None:
         server.wait_for("stopping")
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 1
-        with pytest.raises(openai.APIError):
+        with pytest.raises(Exception, match=r"incomplete|closed|Connection"):
             list(chunks)
 
 

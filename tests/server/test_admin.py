@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import trio
 
 from kttrio.server import admin
-from tests.http_front import MODEL, running_front
+from tests.http_front import MODEL, chat_body, running_front
 
 
 async def test_health() -> None:
@@ -21,6 +22,31 @@ async def test_health_tells_of_failed_steps_until_the_next_good_one() -> None:
         assert reply.status == 503
         assert "scripted failure" in reply.json()["reason"]
         assert (await front.chat()).status == 200
+        assert (await front.ask("GET", "/health")).status == 200
+
+
+async def test_health_forgives_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A balancer sends nothing to an unhealthy server, so that no step could prove it well."""
+    async with running_front(fail_steps=(0, 1)) as front:
+        assert (await front.chat()).status == 500
+        assert (await front.ask("GET", "/health")).status == 503
+        monkeypatch.setattr("kttrio.engine.engine.DOUBT_SECONDS", 0.0)
+        assert (await front.ask("GET", "/ping")).json() == {"status": "ok"}
+        monkeypatch.setattr("kttrio.engine.engine.DOUBT_SECONDS", 60.0)
+        assert (await front.chat()).status == 500
+        assert (await front.ask("GET", "/health")).status == 503
+
+
+async def test_health_does_not_forgive_what_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kttrio.engine.engine.DOUBT_SECONDS", 0.0)
+    async with running_front(fail_steps=(0,), delay=0.05) as front:
+        assert (await front.chat()).status == 500
+        client = await front.connect()
+        await client.send("POST", "/v1/chat/completions", chat_body())
+        while not front.state.engine.stats.running:
+            await trio.lowlevel.checkpoint()
+        assert (await front.ask("GET", "/health")).status == 503
+        assert (await client.receive()).status == 200
         assert (await front.ask("GET", "/health")).status == 200
 
 

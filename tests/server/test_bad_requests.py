@@ -23,6 +23,25 @@ def call(arguments: object) -> dict[str, Any]:
     }
 
 
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def choose(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allow(mode: str, *names: str) -> dict[str, Any]:
+    return {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": mode, "tools": [choose(name) for name in names]},
+    }
+
+
+def schema_format(named: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
 CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
@@ -101,7 +120,8 @@ CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"stop": ["a", 1]}, "stop"),
     ({"stop": ["a"] * 65}, "stop"),
     ({"stop_token_ids": [-1]}, "stop_token_ids"),
-    ({"stop_token_ids": [1.0]}, "stop_token_ids"),
+    ({"stop_token_ids": [1.5]}, "stop_token_ids"),
+    ({"stop_token_ids": [999999]}, "stop_token_ids"),
     ({"stop_token_ids": 3}, "stop_token_ids"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -1}, "max_tokens"),
@@ -128,20 +148,45 @@ CHAT: list[tuple[dict[str, Any], str | None]] = [
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": 1}}]},
         "tools[0].function.parameters",
     ),
-    ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+    ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+    ({"tools": [TOOL], "tool_choice": choose("g")}, "tool_choice.function.name"),
+    ({"tools": [TOOL], "tool_choice": allow("sometimes", "f")}, "tool_choice.allowed_tools.mode"),
+    ({"tools": [TOOL], "tool_choice": allow("auto", "g")}, "tool_choice.allowed_tools.tools"),
+    ({"tools": [TOOL], "tool_choice": allow("auto")}, "tool_choice.allowed_tools.tools"),
     ({"tool_choice": "sometimes"}, "tool_choice"),
     ({"tool_choice": []}, "tool_choice"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"response_format": "text"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (schema_format({"schema": {}}), "response_format.json_schema.name"),
+    (schema_format({"name": "x"}), "response_format.json_schema.schema"),
+    (schema_format({"name": "x", "schema": []}), "response_format.json_schema.schema"),
+    ({"regex": "a", "ebnf": "root ::= 'a'"}, "ebnf"),
+    ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+    ({"structured_outputs": []}, "structured_outputs"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_json": "[]"}, "guided_json"),
+    ({"json_schema": 5}, "json_schema"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": ["a", 1]}, "guided_choice[1]"),
+    ({"structural_tag": "{}"}, "structural_tag"),
+    ({"stop_regex": "a+"}, "stop_regex"),
+    ({"use_beam_search": True}, "use_beam_search"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"modalities": ["audio"]}, "modalities"),
     ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"messages": []}}, "messages"),
     ({"reasoning_effort": "extreme"}, "reasoning_effort"),
     ({"continue_final_message": True}, "continue_final_message"),
-    ({"guided_json": {"type": "object"}}, "guided_json"),
+    (
+        {"messages": [said("So")], "continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+    ),
     ({"model": 5}, "model"),
 ]
 TEXT: list[tuple[dict[str, Any], str | None]] = [

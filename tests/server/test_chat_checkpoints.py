@@ -12,7 +12,6 @@ from kttrio.config import ServerConfig
 from kttrio.request import FinishReason, TokenEvent
 from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Answer, Delta
-from kttrio.server.fields import Fields
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, prepare_chat
 from kttrio.server.served_model import ServedModel
@@ -37,7 +36,7 @@ INTAKE = Intake(
 async def prepared(model: ServedModel, chat: dict):
     fields = ("messages", "tools", "chat_template_kwargs")
     body = {name: chat[name] for name in fields if chat[name] is not None}
-    request = parse_chat(Fields(body), model="m", vocab_size=model.tokenizer.vocab_size)
+    request = parse_chat(body, model="m", vocab_size=model.tokenizer.vocab_size)
     return await prepare_chat(model, request, INTAKE)
 
 
@@ -59,7 +58,8 @@ async def test_the_golden_answer_is_read_as_it_was_meant(directory, chat):
     model = ServedModel.load(directory, ServerConfig())
     decoder = (await prepared(model, chat)).decoders[0]
     fed = [decoder.feed(event) for event in events(model, chat["answer_ids"])]
-    answer = Answer.of([Delta(text=d) if isinstance(d, str) else d for d in fed if d is not None])
+    deltas = [delta for news in fed for delta in ([Delta(news)] if isinstance(news, str) else news)]
+    answer = Answer.of(deltas)
     asked = chat["name"].split("_")[0]
     thought = THOUGHTS[asked] if THOUGHTS[asked] in chat["answer"] else ""
     assert answer.reasoning == thought

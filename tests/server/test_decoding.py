@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kttrio.request import FinishReason, TokenEvent, TokenLogprob
-from kttrio.server.decoding import Answer, Decoder, Delta
+from kttrio.server.decoding import Answer, Call, CallDelta, Decoder, Delta, Said, changes
 from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.output import OutputPipeline
 from kttrio.text.stops import StopStrings
@@ -39,8 +39,8 @@ def feed_all(
     deltas: list[Delta] = []
     for i, token in enumerate(ids):
         score = TokenLogprob(token, -1.0) if scores else None
-        delta = decoder.feed(TokenEvent(token, finish if i == len(ids) - 1 else None, score))
-        deltas += [Delta(delta) if isinstance(delta, str) else delta] if delta is not None else []
+        news = decoder.feed(TokenEvent(token, finish if i == len(ids) - 1 else None, score))
+        deltas += [Delta(news)] * bool(news) if isinstance(news, str) else news
         if deltas and deltas[-1].finish:
             break
     return deltas
@@ -55,7 +55,7 @@ def test_half_a_character_is_nothing_yet(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ÿ")
     assert len(ids) == 2
     one = decoder(tokenizer)
-    assert one.feed(TokenEvent(ids[0])) is None
+    assert one.feed(TokenEvent(ids[0])) == ""
     assert one.feed(TokenEvent(ids[1])) == "ÿ"
     cut = feed_all(decoder(tokenizer), ids[:1], LENGTH)
     assert cut == [Delta("\ufffd", finish="length", calls=[], logprobs=[])]
@@ -88,24 +88,47 @@ def test_no_score_is_lost_while_text_is_held_back(tokenizer: Tokenizer) -> None:
 
 def test_prompt_scores_come_even_without_text(tokenizer: Tokenizer) -> None:
     scores = (None, TokenLogprob(5, -1.0))
-    delta = decoder(tokenizer).feed(TokenEvent(None, LENGTH, None, scores))
+    (delta,) = decoder(tokenizer).feed(TokenEvent(None, LENGTH, None, scores))
     assert isinstance(delta, Delta)
     assert (delta.prompt_logprobs, delta.finish, delta.text) == (scores, "length", "")
 
 
+class Whole:
+    """A detokenizer of one token."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def push(self, token_id: int) -> str:
+        return self._text
+
+    def finish(self) -> str:
+        return ""
+
+
 def test_an_answer_that_ends_before_a_second_call_has_met_no_stop_behind_it() -> None:
-    class Whole:
-        def push(self, token_id: int) -> str:
-            return "<function=f></function><function=f>the END"
-
-        def finish(self) -> str:
-            return ""
-
     tools = open_parser("qwen3_coder", [])
-    pipeline = OutputPipeline(Whole(), stops=StopStrings(["END"]), tools=tools)
-    delta = Decoder(pipeline, one_call=True).feed(TokenEvent(0))
+    whole = Whole("<function=f></function><function=f>the END")
+    pipeline = OutputPipeline(whole, stops=StopStrings(["END"]), tools=tools)
+    (delta,) = Decoder(pipeline, one_call=True).feed(TokenEvent(0))
     assert isinstance(delta, Delta)
     assert (delta.finish, delta.matched_stop) == ("tool_calls", None)
+
+
+def test_text_and_calls_keep_their_order_within_one_step() -> None:
+    tools = open_parser("qwen3_coder", [], new_id=lambda: "id")
+    whole = Whole("First <function=f></function> and <function=g></function> then")
+    pipeline = OutputPipeline(whole, tools=tools)
+    deltas = Decoder(pipeline).feed(TokenEvent(0, LENGTH, TokenLogprob(0, -1.0)))
+    assert not isinstance(deltas, str)
+    said = [[type(change) for change in changes(delta)] for delta in deltas]
+    assert said == [[Said, CallDelta, CallDelta]] * 2 + [[Said]]
+    answer = Answer.of(deltas)
+    first, f, between, g, last = answer.parts
+    assert (f, g) == (Call("id", "f", "{}"), Call("id", "g", "{}"))
+    assert first == Said("First ", [TokenLogprob(0, -1.0)])
+    assert answer.text == "First " + between.text + last.text
+    assert (answer.finish, answer.logprobs) == ("length", [TokenLogprob(0, -1.0)])
 
 
 @pytest.mark.parametrize(("finish", "reason"), [(STOP, "tool_calls"), (LENGTH, "length")])

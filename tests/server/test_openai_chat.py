@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kttrio.config import EngineConfig, ServerConfig
-from kttrio.server import openai_request
+from kttrio.server.openai_request import parse_chat
 from tests.http_front import ANSWER, MODEL, Client, Front, Reply, chat_body, running_front
 
 WEATHER = {
@@ -78,7 +78,7 @@ async def test_a_whole_answer_has_every_field() -> None:
         assert usage["completion_tokens"] == num_tokens
         assert usage["total_tokens"] == usage["prompt_tokens"] + num_tokens
         assert usage["reasoning_tokens"] == 0
-        assert usage["prompt_tokens_details"] is None
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
         assert answer["metadata"] == {"weight_version": "default"}
 
 
@@ -382,14 +382,8 @@ async def test_usage_tells_what_became_of_drafts() -> None:
 async def test_template_kwargs_and_effort(
     kwargs: dict[str, Any], effort: str, switches: dict[str, bool]
 ) -> None:
-    fields = openai_request.Fields(
-        {
-            "messages": [{"role": "user", "content": "x"}],
-            "chat_template_kwargs": kwargs,
-            "reasoning_effort": effort,
-        }
-    )
-    asked = openai_request.parse_chat(fields, model=MODEL, vocab_size=10)
+    body = chat_body(chat_template_kwargs=kwargs, reasoning_effort=effort)
+    asked = parse_chat(body, model=MODEL, vocab_size=10)
     assert asked.template_kwargs == {**kwargs, "reasoning_effort": effort, **switches}
 
 

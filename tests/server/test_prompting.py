@@ -10,7 +10,6 @@ import pytest
 from kttrio.config import ServerConfig
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import BadRequestError
-from kttrio.server.fields import Fields
 from kttrio.server.openai_request import parse_chat
 from kttrio.server.prompting import Intake, check_length, choice_seed, prepare_chat
 from kttrio.server.requests import ChatRequest
@@ -36,7 +35,7 @@ def test_the_context_check_is_exact() -> None:
 
 def chat(*messages: dict[str, Any], **template_kwargs: Any) -> ChatRequest:
     body = {"messages": list(messages), "chat_template_kwargs": template_kwargs}
-    return parse_chat(Fields(body), model="m", vocab_size=400)
+    return parse_chat(body, model="m", vocab_size=400)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ async def test_a_dump_that_cannot_be_written_says_why() -> None:
 
 
 async def test_the_key_guards_them() -> None:
-    async with running_front(config=ServerConfig(api_key="sesame")) as front:
+    async with running_front(config=ServerConfig(api_key=("sesame",))) as front:
         front.state.recording = recording = FakeRecording()
         assert (await command(front, "start")).status == 401
         assert not recording.is_on

@@ -19,7 +19,7 @@ KEY = "s3cret-schlüssel"
     ],
 )
 async def test_the_key_opens(headers: dict[str, str]) -> None:
-    async with running_front(config=ServerConfig(api_key=KEY)) as front:
+    async with running_front(config=ServerConfig(api_key=(KEY,))) as front:
         assert (await front.ask("GET", "/v1/models", **headers)).status == 200
 
 
@@ -36,7 +36,7 @@ async def test_the_key_opens(headers: dict[str, str]) -> None:
     ],
 )
 async def test_without_the_key_all_but_health_is_closed(headers: dict[str, str]) -> None:
-    async with running_front(config=ServerConfig(api_key=KEY)) as front:
+    async with running_front(config=ServerConfig(api_key=(KEY,))) as front:
         for method, path in (
             ("GET", "/v1/models"),
             ("GET", "/get_server_info"),
@@ -53,7 +53,7 @@ async def test_without_the_key_all_but_health_is_closed(headers: dict[str, str])
 
 async def test_unknown_paths_and_methods_have_the_error_shape() -> None:
     async with running_front() as front:
-        reply = await front.ask("GET", "/v2/nothing")
+        reply = await front.ask("GET", "/v9/nothing")
         assert (reply.status, reply.error()["type"]) == (404, "invalid_request_error")
         reply = await front.ask("GET", "/v1/chat/completions")
         assert reply.status == 405
@@ -72,7 +72,7 @@ async def test_our_own_failure_is_a_500_that_tells_nothing(
         assert reply.status == 500
         assert reply.error()["type"] == "server_error"
         assert "NoneType" not in reply.error()["message"]
-        assert "POST /v1/chat/completions failed" in caplog.text
+        assert f"(request {reply.headers['x-request-id']}) failed" in caplog.text
         assert (await front.chat()).json()["choices"][0]["message"]["content"] == ANSWER
 
 
@@ -90,3 +90,11 @@ async def test_an_answer_that_cannot_be_written_fails_alone(
         await front.idle()
         assert front.state.engine.stats.healthy
         assert (await front.chat()).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/audio/speech", "/api/chat", "/rerank"])
+async def test_paths_of_other_servers_say_why_they_are_not_here(path: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("POST", path, {})
+        assert reply.status == 404
+        assert reply.error()["message"].startswith(f"There is no {path} here: this server ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -42,11 +43,17 @@ def open_pipeline(
     )
 
 
+def pushed(pipeline: OutputPipeline, ids: Iterable[int]) -> list[Piece]:
+    """What the tokens make certain, plain text as pieces, too."""
+    news = [pipeline.push(id) for id in ids]
+    whole = [[Content(new)] * bool(new) if isinstance(new, str) else new for new in news]
+    return [piece for pieces in whole for piece in pieces]
+
+
 def run(
     pipeline: OutputPipeline, tokenizer: Tokenizer, text: str, *, cut_off: bool = False
 ) -> list[Piece]:
-    pieces = [piece for id in tokenizer.encode(text) for piece in pipeline.push(id)]
-    return pieces + pipeline.finish(cut_off=cut_off)
+    return pushed(pipeline, tokenizer.encode(text)) + pipeline.finish(cut_off=cut_off)
 
 
 def summary(pieces: list[Piece]) -> tuple[str, str, list[str], str]:
@@ -117,7 +124,7 @@ def run_texts(family: str, texts: list[str], *, cut_off: bool) -> tuple[str, str
         reasoning=ReasoningSplitter(FORMATS[thinks], ReasoningStart.OPEN),
         tools=open_parser(tools, [TOOL]),
     )
-    pieces = [piece for id in range(len(texts)) for piece in pipeline.push(id)]
+    pieces = pushed(pipeline, range(len(texts)))
     return summary(pieces + pipeline.finish(cut_off=cut_off))
 
 
@@ -152,8 +159,8 @@ def test_held_stop_text_is_released(tokenizer: Tokenizer):
 
 def test_nothing_follows_a_matched_stop(tokenizer: Tokenizer):
     pipeline = open_pipeline(tokenizer, stops=("the",))
-    run_to_stop = [pipeline.push(id) for id in tokenizer.encode("in the end")]
-    assert summary([piece for pieces in run_to_stop for piece in pieces])[1] == "in "
+    run_to_stop = pushed(pipeline, tokenizer.encode("in the end"))
+    assert summary(run_to_stop)[1] == "in "
     assert pipeline.finish() == []
 
 
@@ -185,7 +192,7 @@ def tokenizer_with_special_think() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def test_common_case_makes_one_piece_per_token(tokenizer: Tokenizer):
+def test_plain_text_comes_as_strings(tokenizer: Tokenizer):
     pipeline = open_pipeline(tokenizer)
     ids = tokenizer.encode("The weather in Paris")
-    assert [pipeline.push(id) for id in ids] == [[Content(tokenizer.decode([id]))] for id in ids]
+    assert [pipeline.push(id) for id in ids] == [tokenizer.decode([id]) for id in ids]

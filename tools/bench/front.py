@@ -1,8 +1,11 @@
 """`python -m tools.bench front`: what the HTTP side and the engine cost, beside a runner that
-only sleeps. The clients run in a process of their own."""
+only sleeps, and a plain asyncio server of the same shape. The clients run in a process of their
+own."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,16 +73,32 @@ async def _run(config: FrontConfig, console: Console) -> int:
     runner = SleepingRunner(capacity, config.step_ms / 1e3)
     bare = await trio.to_thread.run_sync(run_bare, runner, config.streams, 100)
     recorder = Recorder(runner)
-    failed = await run_served(recorder, model, config.streams, config.max_tokens)
+    reading = await run_served(recorder, model, config.streams, config.max_tokens)
     served = steady(recorder.steps, config.streams)
     report(console, config.streams, bare, served)
     cpu = served.cpu_seconds_per_token - bare.cpu_seconds_per_token
     kernel = served.kernel_seconds_per_token - bare.kernel_seconds_per_token
-    console.print(
-        f"CPU of serving    {cpu * 1e6:.1f} us per token and stream, "
-        f"{kernel * 1e6:.1f} of it in the kernel"
-    )
-    return 1 if failed else 0
+    load = cpu * config.streams / served.step_seconds
+    console.print(f"CPU of serving    {_cost(cpu, kernel)}: {load:.1%} of a core")
+    delays = reading.delays(recorder)
+    middle, late = (delays[int(len(delays) * share)] * 1e3 for share in (0.5, 0.99))
+    console.print(f"token to client   {middle:.2f} ms after its step, p99 {late:.2f}")
+    for style, name in (("queues", "plain asyncio"), ("writes", "writes alone")):
+        console.print(f"{name:<17} {_cost(*await _plain(style, config))}")
+    return 1 if reading.failed else 0
+
+
+def _cost(cpu: float, kernel: float) -> str:
+    return f"{cpu * 1e6:.1f} us per token and stream, {kernel * 1e6:.1f} of it in the kernel"
+
+
+async def _plain(style: str, config: FrontConfig) -> tuple[float, float]:
+    """CPU seconds per token and stream of a plain server, and the kernel's share."""
+    numbers = map(str, (config.streams, config.max_tokens, config.step_ms / 1e3))
+    command = [sys.executable, "-m", "tools.bench.plain", style, *numbers]
+    done = await trio.run_process(command, capture_stdout=True)
+    cpu, kernel = json.loads(done.stdout)
+    return cpu, kernel
 
 
 def report(console: Console, num_streams: int, bare: Times, served: Times) -> None:

@@ -1,5 +1,6 @@
 """Streams that are read and forgotten, in a process of its own that costs next to nothing, so that
-what is measured is the server. Prints how many streams did not end as they should.
+what is measured is the server. Prints how many streams did not end as they should, and when
+something came (seconds of the system's monotonic clock).
 
     python -m tools.bench.readers URL STREAMS MAX_TOKENS PROMPT_TOKENS TOP_P
 """
@@ -10,6 +11,7 @@ import json
 import selectors
 import socket
 import sys
+import time
 from urllib.parse import urlsplit
 
 END = b"data: [DONE]\n\n"
@@ -32,7 +34,9 @@ def main(url: str, num_streams: int, max_tokens: int, prompt_tokens: int, top_p:
         client = socket.create_connection(address)
         client.sendall(request(json.dumps({**body, "seed": seed}).encode()))
         selector.register(client, selectors.EVENT_READ)
-    print(num_streams - sum(ends(selector, num_streams)))
+    arrivals: list[float] = []
+    failed = num_streams - sum(ends(selector, num_streams, arrivals))
+    print(json.dumps({"failed": failed, "arrivals": arrivals}))
 
 
 def request(body: bytes) -> bytes:
@@ -40,7 +44,7 @@ def request(body: bytes) -> bytes:
     return head.encode() + body
 
 
-def ends(selector: selectors.BaseSelector, num_open: int) -> list[bool]:
+def ends(selector: selectors.BaseSelector, num_open: int, arrivals: list[float]) -> list[bool]:
     """One entry for each stream: whether it came to its proper end."""
     found: list[bool] = []
     while len(found) < num_open:
@@ -48,6 +52,7 @@ def ends(selector: selectors.BaseSelector, num_open: int) -> list[bool]:
             client = key.fileobj
             assert isinstance(client, socket.socket)
             data = client.recv(1 << 16)
+            arrivals.append(time.monotonic())
             if not data or END in data:
                 found.append(bool(data))
                 selector.unregister(client)

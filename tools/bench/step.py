@@ -38,6 +38,6 @@ async def _run(config: StepConfig, console: Console) -> int:
     parts = await trio.to_thread.run_sync(build_parts, settings, QuietFace())
     bare = await trio.to_thread.run_sync(run_bare, parts.runner, config.streams, config.max_tokens)
     recorder = Recorder(parts.runner)
-    failed = await run_served(recorder, parts.model, config.streams, config.max_tokens)
+    reading = await run_served(recorder, parts.model, config.streams, config.max_tokens)
     report(console, config.streams, bare, steady(recorder.steps, config.streams))
-    return 1 if failed else 0
+    return 1 if reading.failed else 0

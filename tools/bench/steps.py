@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -42,6 +44,8 @@ class Recorder:
     def __init__(self, runner: StepRunner) -> None:
         self._runner = runner
         self.steps: list[Step] = []
+        self.ends: list[float] = []
+        """When each step's tokens were known; seconds of the system's monotonic clock."""
 
     @property
     def capacity(self) -> Capacity:
@@ -51,7 +55,9 @@ class Recorder:
         begin, cpu = time.perf_counter(), time.process_time()
         kernel = resource.getrusage(resource.RUSAGE_SELF).ru_stime
         self.steps.append(Step(begin, cpu, kernel, len(plan.chunks), plan.num_tokens))
-        return self._runner.step(plan)
+        result = self._runner.step(plan)
+        self.ends.append(time.monotonic())
+        return result
 
     def close(self) -> None:
         self._runner.close()
@@ -136,10 +142,26 @@ class QuietFace:
     def draining(self, num_requests: int) -> None: ...
 
 
+class Reading(NamedTuple):
+    """What the readers of all streams saw."""
+
+    failed: int
+    """Streams that did not end as they should."""
+    arrivals: Sequence[float]
+    """When something came, to whomever; seconds of the system's monotonic clock."""
+
+    def delays(self, recorder: Recorder) -> list[float]:
+        """From the end of a step to each arrival of what it found, in seconds, sorted."""
+        ends = recorder.ends
+        return sorted(
+            at - ends[bisect(ends, at) - 1] for at in self.arrivals if ends[WARM_UP] <= at
+        )
+
+
 async def run_served(
     recorder: Recorder, model: ServedModel, num_streams: int, num_tokens: int
-) -> int:
-    """Serve `recorder` in this process to readers in another; how many streams failed."""
+) -> Reading:
+    """Serve `recorder` in this process to readers in another."""
     face, settings = QuietFace(), served_settings(num_streams)
 
     def build(_settings: Settings, _face: object) -> Parts:
@@ -152,9 +174,9 @@ async def run_served(
 
         nursery.start_soon(run)
         await face.listens.wait()
-        failed = await _read_streams(face.url, num_streams, num_tokens)
+        reading = await _read_streams(face.url, num_streams, num_tokens)
         nursery.cancel_scope.cancel()
-    return failed
+    return reading
 
 
 def served_settings(num_streams: int) -> Settings:
@@ -164,8 +186,8 @@ def served_settings(num_streams: int) -> Settings:
     )
 
 
-async def _read_streams(url: str, num_streams: int, num_tokens: int) -> int:
+async def _read_streams(url: str, num_streams: int, num_tokens: int) -> Reading:
     arguments = [url, *map(str, (num_streams, num_tokens, PROMPT_TOKENS, TOP_P))]
     command = [sys.executable, "-m", "tools.bench.readers", *arguments]
     done = await trio.run_process(command, capture_stdout=True)
-    return int(done.stdout)
+    return Reading(**json.loads(done.stdout))

@@ -95,6 +95,7 @@ class DeepseekV32Encoder:
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text, special tokens included. OpenAI messages as the client sent them.
@@ -102,13 +103,15 @@ class DeepseekV32Encoder:
         Of `chat_template_kwargs` it knows `thinking` (or `enable_thinking`), `reasoning_effort`
         (`none` or any other) and `response_format`, a JSON schema for the answer. A `developer`
         message is a system message, unless no user speaks: then it is the task of a search agent,
-        for which the model was taught a form of its own. Raises TemplateError.
+        for which the model was taught a form of its own. The words that begin an answer belong to
+        the message before it, so that they cannot be left out. Raises TemplateError.
         """
         kwargs = _checked(chat_template_kwargs or {})
         if tools and self._always_thinks:
             raise TemplateError("DeepSeek-V3.2-Speciale was not trained to call tools: send none")
         thinks = self._thinks(kwargs)
         chat = _roles_as_taught(normalize(messages))
+        _check_last(chat, asks=add_generation_prompt)
         extras = _extras(tools or (), kwargs.get("response_format"))
         return _BOS + "".join(_turns(chat, extras, thinks=thinks))
 
@@ -140,9 +143,16 @@ def _roles_as_taught(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for message in chat:
             if message["role"] == "developer":
                 message["role"] = "system"
-    if not chat or chat[-1]["role"] not in ("user", "developer", "tool"):
-        raise TemplateError("the last message must be a user's or a tool's: nothing asks to answer")
     return chat
+
+
+def _check_last(chat: Sequence[Message], *, asks: bool) -> None:
+    """The last message asks for an answer, or is one."""
+    asked = bool(chat) and chat[-1]["role"] in ("user", "developer", "tool")
+    if asks and not asked:
+        raise TemplateError("the last message must be a user's or a tool's: nothing asks to answer")
+    if asked and not asks:
+        raise TemplateError("this model's prompts begin the answer to a user's or tool's message")
 
 
 def _extras(tools: Sequence[Tool], schema: object) -> str:

@@ -16,16 +16,18 @@ from kttrio.server.bodies import parse_object
 from kttrio.server.errors import BadRequestError
 from kttrio.server.kinds import (
     Boolean,
+    Either,
     Integer,
     Kind,
     Number,
+    Object,
     OneOf,
     Strings,
     Text,
     check_type,
     refuse,
 )
-from kttrio.server.loose import Loose, alone
+from kttrio.server.loose import alone, spelled
 from kttrio.server.openai_forms import GuidedFields, read_form, schema_form
 from kttrio.server.openai_sampling import (
     MAX_CHOICES,
@@ -70,8 +72,9 @@ class Inputs(GuidedFields):
     )
     logprobs: int | None = given(Integer(0, MAX_LOGPROBS), "best tokens in the output 'logprobs'")
     seed: int | None = given(Integer(-(2**63), UINT64_MAX), "the same seed, the same answer")
-    sampling_parameters: str | None = given(
-        Text(), "a JSON object of sampling fields, which may stand outside of it as well"
+    sampling_parameters: str | dict[str, Any] | None = given(
+        Either({str: Text(), dict: Object()}),
+        "a JSON object of sampling fields, which may stand outside of it as well",
     )
     exclude_input_in_output: bool | None = given(
         Boolean(), "leave the prompt out of the output; without it a stream does, and nothing else"
@@ -96,8 +99,9 @@ class Inputs(GuidedFields):
         Text(), "the schema, pattern or grammar of the answer; 'json' has none"
     )
 
-    beam_width: None = refused("answers are sampled", harmless=(1,))
+    beam_width: None = refused("answers are sampled", harmless=(1, [1]))
     best_of: None = refused("use 'n'", harmless=(1,))
+    bad_words: None = refused("use 'logit_bias' with their tokens", harmless=([""],))
     image: None = refused(ONLY_TEXT)
     image_input: None = refused(ONLY_TEXT)
     image_bytes_input: None = refused(ONLY_TEXT)
@@ -221,8 +225,8 @@ def ask_tensors(
     for tensor in inputs:
         if tensor.name in values:
             refuse(tensor.name, "is given twice")
-        values[tensor.name] = _value(tensor)
-    return ask([values, parameters], outputs=outputs, vocab_size=vocab_size)
+        values[tensor.name] = alone(_value(tensor))
+    return ask(values, parameters, outputs=outputs, vocab_size=vocab_size)
 
 
 def _value(tensor: Tensor) -> list[Any]:
@@ -250,15 +254,17 @@ def _fits(given_type: str, wanted: str) -> bool:
 
 
 def ask(
-    sources: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     *,
     outputs: Sequence[str] | None = None,
     vocab_size: int,
 ) -> Asked:
-    """The request that named values make, wherever they stand. `outputs`: by name, in order; None:
-    the text, and those that flags ask for. Raises BadRequestError."""
+    """The request that named values make, together with parameters, in which strings may stand for
+    numbers. `outputs`: by name, in order; None: the text, and those that flags ask for. Raises
+    BadRequestError."""
     try:
-        inputs = read(Inputs, _gathered(sources))
+        inputs = read(Inputs, _gathered(values, parameters))
     except RecursionError:
         raise BadRequestError("An input is nested too deeply.") from None
     named = _outputs(inputs) if outputs is None else _checked(outputs)
@@ -269,25 +275,27 @@ def ask(
     return Asked(request, inputs.text_input if echoes else "", named)
 
 
-def _gathered(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _gathered(values: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """All values under the names that the fields have."""
     gathered: dict[str, Any] = {}
-    for name, value in (pair for source in sources for pair in source.items()):
-        _note(gathered, name.removeprefix(PREFIX), value)
+    for name, value in values.items():
+        _note(gathered, name.removeprefix(PREFIX), value, words=False)
+    for name, value in parameters.items():
+        _note(gathered, name.removeprefix(PREFIX), value, words=True)
     for name, value in _sampling_parameters(gathered).items():
-        _note(gathered, name, value)
+        _note(gathered, name, value, words=True)
     for alias, name in ALIASES.items():
-        _note(gathered, name, gathered.get(alias))
+        _note(gathered, name, gathered.get(alias), words=False)
     return gathered
 
 
-def _note(values: dict[str, Any], name: str, value: Any) -> None:
+def _note(values: dict[str, Any], name: str, value: Any, *, words: bool) -> None:
     """Keep a known value as its kind reads it. Two names for one thing, or two places, must say the
     same."""
     if name not in KNOWN or value is None:
         return
-    kind = KINDS.get(name)
-    value = alone(value) if kind is None else Loose(kind).spelled(value, name)
+    if (kind := KINDS.get(name)) is not None:
+        value = spelled(kind, value, name, words=words)
     if values.setdefault(name, value) != value:
         refuse(name, "is given twice, with different values")
 
@@ -297,7 +305,7 @@ def _sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
     text = values.pop(name, None) or {}
     if isinstance(text, str):
         text = parse_object(text.encode(errors="replace"), what=f"'{name}'")
-    check_type(text, dict, "a JSON object in a string", name)
+    check_type(text, dict, "an object", name)
     return {key: value for key, value in text.items() if key not in ("text_input", name)}
 
 

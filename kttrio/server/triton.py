@@ -13,7 +13,7 @@ import trio
 from quart import Blueprint, Response, request
 from quart_trio.wrappers import TrioResponse
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import MethodNotAllowed
+from werkzeug.routing import PathConverter
 
 from kttrio.server import inference, sse, triton_operations
 from kttrio.server.answering import stream
@@ -39,30 +39,29 @@ from kttrio.server.triton_response import (
 )
 
 OPERATIONS = triton_operations.OPERATIONS
-MODEL = "/models/<path:name>"
+MODEL = "/models/<model:name>"
 VERSIONED = f"{MODEL}/versions/<version>"
-UNSERVED = (
-    "/trace/setting",
-    f"{MODEL}/trace/setting",
-    "/logging",
-    "/systemsharedmemory/<path:rest>",
-    "/cudasharedmemory/<path:rest>",
-)
-"""What else Triton has: traces, a log that clients set, memory shared with them."""
-
+ACTIONS = ("infer", "generate", "generate_stream", "ready", "config", "stats")
 EVENT_HEADERS = Headers([(name.decode(), value.decode()) for name, value in sse.HEADERS])
 
 T = TypeVar("T")
 
 
+class ModelName(PathConverter):
+    """A model's name in a path, slashes and all, without what is asked of the model: else GET
+    .../infer would look for a model of that name, where 405 is the answer."""
+
+    regex = "[^/].*?" + "".join(f"(?<!/{word})" for word in (*ACTIONS, "trace/setting"))
+
+
 def blueprint(state: AppState) -> Blueprint:
     """The routes over one server's state."""
     routes = Blueprint("triton", __name__, url_prefix="/v2")
+    routes.record_once(lambda setup: setup.app.url_map.converters.update(model=ModelName))
     _add_health(routes, state)
     _add_descriptions(routes, state)
     _add_repository(routes, state)
     _add_inference(routes, state)
-    _add_refusals(routes)
     return routes
 
 
@@ -157,22 +156,6 @@ def _add_inference(routes: Blueprint, state: AppState) -> None:
             return _stream(state, head, running)
         event = sse.event(generate_fields(head, await infer(state, running)))
         return TrioResponse(event, headers=EVENT_HEADERS)
-
-
-def _add_refusals(routes: Blueprint) -> None:
-    async def refuse_get(**_: str) -> Response:
-        """Else it would be a model of such a name."""
-        raise MethodNotAllowed(["POST"])
-
-    for action in ("infer", "generate", "generate_stream"):
-        routes.add_url_rule(f"{MODEL}/{action}", "refuse_get", refuse_get, methods=["GET"])
-
-    async def refuse(**_: str) -> Response:
-        message = "Tracing, logging and shared memory are not offered over this protocol."
-        raise ApiError(501, message)
-
-    for rule in UNSERVED:
-        routes.add_url_rule(rule, "refuse", refuse, methods=["GET", "POST"])
 
 
 async def _read(state: AppState, build: Callable[[bytes], T]) -> tuple[T, int]:

@@ -168,10 +168,9 @@ def read_index(body: bytes) -> IndexBody:
 def read_generate(body: bytes, *, vocab_size: int) -> InferRequest:
     """Read the body of generate or generate_stream. Raises BadRequestError."""
     value = parse_object(body, unique=True)
-    told = read(GenerateBody, value)
+    told: GenerateBody = read(WHOLE_GENERATE_BODY, value)
     inputs = {name: entry for name, entry in value.items() if name not in ("id", "parameters")}
-    asked = ask([inputs, told.parameters or {}], vocab_size=vocab_size)
-    return InferRequest(asked, told.id or "")
+    return InferRequest(ask(inputs, told.parameters or {}, vocab_size=vocab_size), told.id or "")
 
 
 def read_infer(body: bytes, header_length: str | None, *, vocab_size: int) -> InferRequest:

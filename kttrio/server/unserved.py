@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 
 _NO_POOLING = "this server generates text; its models make no embeddings or scores"
 _NO_STORE = "this server stores nothing"
 _NO_ADAPTERS = "this server has no adapters"
+_NO_TOOLS = "there is no tracing, logging or shared memory over this protocol"
+_TRITON = re.compile("/trace/setting$|^/v2/(logging|systemsharedmemory|cudasharedmemory)(/|$)")
 _REASONS = MappingProxyType(
     {
         **dict.fromkeys(("embeddings", "rerank", "score", "classify", "pooling"), _NO_POOLING),
@@ -28,5 +31,7 @@ _REASONS = MappingProxyType(
 
 def reason(path: str) -> str | None:
     """Why there is nothing at a path that other servers have; None: they do not have it either."""
+    if path.startswith("/v2/") and _TRITON.search(path):
+        return _NO_TOOLS
     first, _, _ = path.removeprefix("/v1").lstrip("/").partition("/")
     return _REASONS.get(first)

@@ -176,7 +176,7 @@ def test_refusals_arrive_as_words(triton: http.InferenceServerClient, model: str
         triton.get_system_shared_memory_status,
         triton.get_cuda_shared_memory_status,
     ):
-        assert refusal(call)[0] == "501"
+        assert refusal(call)[0] == "404"
 
 
 def test_a_guide_holds_the_answer(triton: http.InferenceServerClient, model: str) -> None:

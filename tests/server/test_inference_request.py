@@ -18,7 +18,8 @@ SCHEMA = '{"type": "object"}'
 
 
 def asked(**values: Any) -> Asked:
-    return ask([{"text_input": "Hi", **values}], vocab_size=VOCAB)
+    """With the values as parameters, of which numbers may be strings."""
+    return ask({"text_input": "Hi"}, values, vocab_size=VOCAB)
 
 
 def options(**values: Any) -> Options:
@@ -52,7 +53,7 @@ def test_nothing_but_a_prompt() -> None:
         ({"stop_words": ""}, {}),
         ({"stop_words": [["a", "b"]]}, {"stop": ("a", "b")}),
         ({"bad_words": "", "pad_id": 2, "end_id": 2}, {"stop_token_ids": (2,)}),
-        ({"bad_words": [""], "beam_width": [[1]], "best_of": 1}, {}),
+        ({"bad_words": [""], "beam_width": [1], "best_of": 1}, {}),
         ({"end_id": -1}, {"ignore_eos": True}),
         ({"end_id": 4, "stop_token_ids": [3]}, {"stop_token_ids": (3, 4)}),
         (
@@ -92,7 +93,7 @@ def test_what_is_said_twice_must_be_the_same() -> None:
     assert "'temperature' is given twice" in refusal(temperature=1, sampling_parameters=text)
     deep, other = _deep(), _deep()
     with pytest.raises(BadRequestError, match="too deeply"):
-        ask([{"beam_width": deep}, {"beam_width": other}], vocab_size=VOCAB)
+        ask({"beam_width": deep}, {"beam_width": other}, vocab_size=VOCAB)
 
 
 def _deep() -> Any:
@@ -137,9 +138,9 @@ def test_what_is_not_served_is_refused_by_name(name: str, value: object) -> None
 
 def test_a_prompt_is_required() -> None:
     with pytest.raises(BadRequestError, match="'text_input' is missing"):
-        ask([{"max_tokens": 5}], vocab_size=VOCAB)
+        ask({"max_tokens": 5}, {}, vocab_size=VOCAB)
     with pytest.raises(BadRequestError, match="'text_input' is missing"):
-        ask([{"sampling_parameters": '{"text_input": "Hi"}'}], vocab_size=VOCAB)
+        ask({"sampling_parameters": '{"text_input": "Hi"}'}, {}, vocab_size=VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,8 @@ def test_flags_and_names_ask_for_outputs() -> None:
     assert flagged.outputs == names
     assert flagged.request.options.logprobs == 0
     named = ask(
-        [{"text_input": "Hi", "logprobs": 3}],
+        {"text_input": "Hi", "logprobs": 3},
+        {},
         outputs=["logprobs", "text_output"],
         vocab_size=VOCAB,
     )
@@ -224,7 +226,7 @@ def test_flags_and_names_ask_for_outputs() -> None:
 @pytest.mark.parametrize("outputs", [["nothing"], ["text_output", "text_output"]])
 def test_bad_outputs(outputs: list[str]) -> None:
     with pytest.raises(BadRequestError):
-        ask([{"text_input": "Hi"}], outputs=outputs, vocab_size=VOCAB)
+        ask({"text_input": "Hi"}, {}, outputs=outputs, vocab_size=VOCAB)
 
 
 PROMPT = vector("text_input", BYTES, [b"Hi"])

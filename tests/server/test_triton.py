@@ -60,7 +60,7 @@ async def test_health_and_readiness() -> None:
 
 
 async def test_health_needs_no_key_and_all_else_does() -> None:
-    async with running_front(config=ServerConfig(api_key="secret")) as front:
+    async with running_front(config=ServerConfig(api_key=("secret",))) as front:
         assert (await front.ask("GET", "/v2/health/live")).status == 200
         assert (await front.ask("GET", "/v2/health/ready")).status == 200
         for path in ("/v2", AT, f"{AT}/ready", "/v2/models/stats"):
@@ -141,8 +141,8 @@ async def test_the_repository_has_one_model_that_stays() -> None:
 )
 async def test_what_is_not_offered_says_so(path: str) -> None:
     async with running_front() as front:
-        assert "not offered" in error(await front.ask("GET", f"/v2/{path}"), 501)
-        assert "not offered" in error(await front.ask("POST", f"/v2/{path}", {}), 501)
+        assert "no tracing, logging" in error(await front.ask("GET", f"/v2/{path}"), 404)
+        assert "no tracing, logging" in error(await front.ask("POST", f"/v2/{path}", {}), 404)
 
 
 async def test_generate_answers_after_the_prompt() -> None:

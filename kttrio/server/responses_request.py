@@ -191,9 +191,7 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
         template_kwargs=template_kwargs(body.chat_template_kwargs, thinks.effort),
     )
     summarize = (thinks.summary or thinks.generate_summary) is not None
-    return AskedResponse(
-        chat=chat, summarize=summarize, echo=write_json(_echo(body, value, functions))
-    )
+    return AskedResponse(chat=chat, summarize=summarize, echo=written)
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:

@@ -190,6 +190,7 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
         forced_calls=use.forced_calls,
         template_kwargs=template_kwargs(body.chat_template_kwargs, thinks.effort),
     )
+    written = write_json(_echo(body, value, functions))
     summarize = (thinks.summary or thinks.generate_summary) is not None
     return AskedResponse(chat=chat, summarize=summarize, echo=written)
 

@@ -28,8 +28,8 @@ MASK_SECONDS = 5.0
 """So long after they were asked for masks are given up: other sequences wait with that one."""
 MOST_DEBT = 0.25
 """Seconds of a processor that a grammar may take ahead of its due; the first masks take longest."""
-DUE = 0.005
-"""Seconds of a processor that are due for each mask; most take a hundredth."""
+DUE = 0.002
+"""Seconds of a processor that are due for each mask; most take a fiftieth."""
 NUM_COMPILING = 2
 """Grammars that are compiled at the same time."""
 MOST_WAITING = 64

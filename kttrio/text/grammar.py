@@ -64,7 +64,7 @@ class ForcedCalls:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What an answer must be. Where both are given either will do; one of them is."""
+    """What an answer must be: one of them is given; where both are, either will do."""
 
     form: Form | None = None
     calls: ForcedCalls | None = None
@@ -72,7 +72,7 @@ class Spec:
 
 class Grammars:
     """A model's grammars. Threads may share it: what it does takes milliseconds for grammars of
-    real requests, and the first time 1.7 s where the vocabulary has 150,000 tokens."""
+    real requests, and the first time two seconds where the vocabulary has 150,000 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -93,11 +93,18 @@ class Grammars:
         source = _source(spec, self._special_tokens)
         found = self._recall(source)
         if found is None:
-            found = told(self._trial.complaint(source)) or self._build(source)
+            complaint = self._try(source)
+            found = told(complaint) if complaint else self._build(source)
             self._remember(source, found)
         if isinstance(found, str):
             raise GrammarError(found)
         return found
+
+    def _try(self, source: str) -> str:
+        try:
+            return self._trial.complaint(source)
+        except TimeoutError as error:  # not to be remembered: the machine may be busy
+            raise GrammarError(str(error)) from None
 
     def _build(self, source: str) -> Grammar:
         with self._lock:

@@ -6,7 +6,11 @@ import re
 
 MAX_CHARS = 300
 _PLACE = re.compile(r"^(?:at )?[0-9]+\([0-9]+\): |\(at [^)]*\) ?")
-_COERCE = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+_WORDS = (
+    ("Enable 'coerce_one_of' option to approximate oneOf with anyOf", "Use anyOf"),
+    ("Unimplemented keys:", "these keywords cannot be enforced, so leave them out:"),
+    ("Unknown format:", "this format is not known, so leave it out or use a pattern:"),
+)
 _NOISE = re.compile(
     r"^(?:failed to compile JSON schema|failed to parse \"%json\"): ?", re.IGNORECASE
 )
@@ -24,5 +28,6 @@ def told(complaint: str) -> str:
         line.strip() for line in first.splitlines() if not re.match(r"\s*(?:[0-9]+ \||\^)", line)
     ]
     text = _NOISE.sub("", _PLACE.sub("", " ".join(filter(None, lines))))
-    text = text.replace(_COERCE, "use 'anyOf'")
-    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + " ..."
+    for theirs, ours in _WORDS:
+        text = text.replace(theirs, ours)
+    return (text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + " ...") or "it does not compile"

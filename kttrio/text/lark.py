@@ -20,7 +20,7 @@ from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
 SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,64}"
-"""White space between the parts of JSON: a weak model can not go on with it for ever."""
+"""White space between the parts of JSON: a weak model cannot go on with it for ever."""
 _CODE_POINT = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(?s:.))")
 _CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+\-][0-9]{2}:[0-9]{2})"
 _DAY = r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"

@@ -36,15 +36,18 @@ class Trial:
         self._stop: Callable[[], object] = lambda: None
 
     def complaint(self, grammar: str) -> str:
-        """What is wrong with the grammar, in llguidance's words or ours; empty if nothing is."""
+        """What is wrong with the grammar, in llguidance's words or ours; empty if nothing is.
+        Raises TimeoutError."""
         with self._lock:
-            process = self._process = self._process or self._start()
-            answer = _ask(process, grammar, SECONDS)
-            if answer is None:
+            self._process = self._process or self._start()
+            try:
+                return _ask(self._process, grammar, SECONDS)
+            except (OSError, EOFError) as error:
                 self._process = None
                 self._stop()
-                return f"too large or too deep, or it takes more than {SECONDS:g} s to compile"
-            return answer
+                if isinstance(error, TimeoutError):
+                    raise
+                return "too large or nested too deeply"
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -61,19 +64,20 @@ class Trial:
         return process
 
 
-def _ask(process: subprocess.Popen[str], question: str, seconds: float) -> str | None:
-    """The answer; None where none comes in time, or the process has died."""
+def _ask(process: subprocess.Popen[str], question: str, seconds: float) -> str:
+    """The answer. Raises TimeoutError, and EOFError or another OSError if the process has died."""
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-    except OSError:
-        return None
+    process.stdin.write(json.dumps(question) + "\n")
+    process.stdin.flush()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        line = process.stdout.readline() if selector.select(seconds) else ""
-    return str(json.loads(line)) if line.endswith("\n") else None
+        if not selector.select(seconds):
+            raise TimeoutError(f"it takes more than {seconds:g} s to compile; make it simpler")
+    line = process.stdout.readline()
+    if not line.endswith("\n"):
+        raise EOFError
+    return str(json.loads(line))
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

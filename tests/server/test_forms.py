@@ -120,7 +120,7 @@ async def test_clients_that_leave_take_their_grammars_state_along() -> None:
         await front.idle()
         front.runner.history.clear()
         await trio.to_thread.run_sync(gc.collect)
-        alive = [each for each in gc.get_objects() if isinstance(each, MatchedConstraint)]
+        alive = [each for each in gc.get_objects() if type(each) is MatchedConstraint]
         assert alive == []
 
 

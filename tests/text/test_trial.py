@@ -36,7 +36,7 @@ def test_a_bad_one_is_in_the_library_s_words(judge: Trial):
 
 
 def test_one_that_overflows_the_stack_kills_only_the_process(judge: Trial):
-    assert "too deep" in judge.complaint(chain(3000))
+    assert "too deeply" in judge.complaint(chain(3000))
     assert judge.complaint(GOOD) == ""
 
 
@@ -45,7 +45,8 @@ def test_one_that_takes_too_long_is_given_up(judge: Trial, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(trial, "SECONDS", 0.3)
         begun = time.monotonic()
-        assert "more than 0.3 s" in judge.complaint(ENDLESS)
+        with pytest.raises(TimeoutError, match=r"more than 0\.3 s"):
+            judge.complaint(ENDLESS)
     assert time.monotonic() - begun < 10
     assert judge.complaint(GOOD) == ""
 

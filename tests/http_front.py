@@ -81,13 +81,16 @@ class Front:
     def tokenizer(self) -> Tokenizer:
         return self.state.model.tokenizer
 
-    async def connect(self, *, receive_buffer: int | None = None) -> Client:
-        """A new connection; a small receive buffer makes a client that soon stops taking."""
+    async def connect(
+        self, *, port: int | None = None, receive_buffer: int | None = None
+    ) -> Client:
+        """A new connection, to HTTP's port where no other is given; a small receive buffer makes a
+        client that soon stops taking."""
         sock = trio.socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         try:
-            await sock.connect(("127.0.0.1", self.port))
+            await sock.connect(("127.0.0.1", port or self.port))
         except OSError:
             sock.close()
             raise
@@ -151,7 +154,7 @@ def read_events(body: bytes) -> Iterator[Any]:
 class Client:
     """One HTTP/1.1 connection."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
         self._http = h11.Connection(h11.CLIENT)
 

@@ -272,7 +272,7 @@ async def test_a_port_open_to_all_is_named_at_the_start(
 
 async def test_origins_are_checked_before_anything_is_read(text: Path) -> None:
     settings = Settings(server=ServerConfig(port=0, allowed_origins=("chat.example",)))
-    with pytest.raises(ConfigError, match="--allowed-origins: 'chat.example' is no origin"):
+    with pytest.raises(ConfigError, match=r"--allowed-origins: 'chat\.example' is no origin"):
         await serve(settings, Face(), build=lambda *_: pytest.fail("loaded"))
 
 

@@ -5,7 +5,7 @@ They are waited for when the step's logits are under way, and cross to the devic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from kttrio.layers.batch import sent
 from kttrio.plan import Chunk
 
+_BLOCK_ELEMENTS = 2**21
 NOTHING_ALLOWED = "no token may come next: what constrains the answer forbids every one"
 
 Bits = NDArray[np.uint8]
@@ -54,18 +55,21 @@ def _fitted(mask: bytes | None, vocab_size: int) -> Mask:
 
 def forbid(logits: Tensor, masks: Mapping[int, Bits]) -> None:
     """Set to -inf, in place, what may not be drawn. logits [rows, vocab]; masks by row."""
-    rows = sorted(masks)
+    rows, vocab_size = sorted(masks), logits.shape[-1]
     packed = torch.from_numpy(np.stack([masks[row] for row in rows]))
-    unset = _unset(packed.to(logits.device, non_blocking=True), logits.shape[-1])
-    if len(rows) == len(logits):
-        logits.masked_fill_(unset, -torch.inf)
-    else:
-        at = sent(rows, logits.device)
-        logits[at] = logits[at].masked_fill_(unset, -torch.inf)
+    packed = packed.to(logits.device, non_blocking=True)
+    bit = torch.ones(8, dtype=torch.uint8, device=logits.device)
+    bit <<= torch.arange(8, dtype=torch.uint8, device=logits.device)
+    for block in _blocks(len(rows), vocab_size):
+        unset = (packed[block].unsqueeze(-1) & bit).eq(0).flatten(1)[:, :vocab_size]
+        if len(rows) == len(logits):
+            logits[block].masked_fill_(unset, -torch.inf)
+        else:
+            at = sent(rows[block], logits.device)
+            logits[at] = logits[at].masked_fill_(unset, -torch.inf)
 
 
-def _unset(packed: Tensor, vocab_size: int) -> Tensor:
-    """[rows, bytes] uint8 -> [rows, vocab] bool: the bits that are 0."""
-    bit = torch.ones(8, dtype=torch.uint8, device=packed.device)
-    bit <<= torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (packed.unsqueeze(-1) & bit).eq(0).flatten(1)[:, :vocab_size]
+def _blocks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Parts of the rows small enough that the temporaries of one part stay small."""
+    step = max(1, _BLOCK_ELEMENTS // vocab_size)
+    return (slice(row, row + step) for row in range(0, num_rows, step))

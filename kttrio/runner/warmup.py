@@ -31,10 +31,20 @@ _SAMPLINGS = (
 )
 
 
+class _AllTokens:
+    """A mask that lets each of them come."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._masks = (b"\xff" * -(-vocab_size // 8),)
+
+    def wait(self) -> tuple[bytes]:
+        return self._masks
+
+
 def warm_up(
     model: StepModel, caches: list[LayerCache], *, capacity: Capacity, device: Device
 ) -> None:
-    """A few prompts, and a token after each. ConfigError where one fails.
+    """A few prompts, and a token after each, drawn under a mask. ConfigError where one fails.
 
     No sequence may be there yet, and nobody who listens to the experts that are chosen.
     """
@@ -68,4 +78,5 @@ def _sequence(length: int, sampling: SamplingParams, capacity: Capacity) -> Iter
     ids = tuple(token % capacity.vocab_size for token in range(length))
     prompt = Chunk(0, 0, ids, pages, sampling, sample=True, num_prompt_tokens=length)
     yield StepPlan((prompt,))
-    yield StepPlan((prompt._replace(start=length, token_ids=ids[-1:]),))
+    masks = _AllTokens(capacity.vocab_size)
+    yield StepPlan((prompt._replace(start=length, token_ids=ids[-1:], masks=masks),))

@@ -21,6 +21,7 @@ from kttrio.server.anthropic_request import (
 )
 from kttrio.server.anthropic_response import PING, Head, MessageStream, message_object
 from kttrio.server.bodies import read_body
+from kttrio.server.errors import aborted
 from kttrio.server.operations import Operation
 from kttrio.server.prompting import chat_ids, prepare_chat
 from kttrio.server.records import read
@@ -81,6 +82,8 @@ async def _answer(state: AppState) -> Response:
     if body.stream:
         return stream(state, prepared, lambda events: MessageStream(head, events), keep_alive=PING)
     (answer,), completion = await collect(state, prepared)
+    if answer.finish == "abort":
+        raise aborted()
     return json_response(message_object(head, answer, completion.usage))
 
 

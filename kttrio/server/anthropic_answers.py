@@ -41,5 +41,8 @@ MESSAGE: Schema = record_of(
 )
 COUNT: Schema = record_of({"input_tokens": INTEGER})
 ERROR: Schema = record_of(
-    {"type": one_of("error"), "error": record_of({"type": STRING, "message": STRING})}
+    {
+        "type": one_of("error"),
+        "error": record_of({"type": STRING, "message": STRING}, details=OBJECT),
+    }
 )

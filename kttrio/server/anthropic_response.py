@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,7 @@ from kttrio.server.decoding import (
     Thought,
     changes,
 )
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, aborted
 
 HOLE = "%text%"
 ERROR_TYPES: Mapping[int, str] = MappingProxyType(
@@ -46,6 +47,8 @@ STOP_REASONS: Mapping[str, str] = MappingProxyType(
         "abort": "max_tokens",  # there is no better word for an answer that was cut off
     }
 )
+UNTHREADED: Mapping[str, Any] = MappingProxyType({"error_code": "thread_unsupported_request"})
+"""Has Anthropic's tool runner send the whole history, instead of a thread to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +97,16 @@ def read_input(arguments: str) -> dict[str, Any]:
     """A call's arguments; none where the model was cut off before their end, for half of them must
     not be taken for all."""
     try:
-        value = json.loads(arguments, parse_constant=str)
+        value = json.loads(arguments, parse_constant=str, parse_float=_number)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _number(spelled: str) -> float | str:
+    """Models may write numbers that JSON cannot say again: those stay text."""
+    number = float(spelled)
+    return number if isfinite(number) else spelled
 
 
 def _begun_call(id: str | None, name: str | None) -> dict[str, Any]:
@@ -195,6 +204,8 @@ class MessageStream:
         return event({"type": f"content_block_{what}", "index": self._index, **fields})
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
+        if error is None and self._finish == "abort":
+            error = aborted()
         if error is not None:
             self._stream.put(event(error_body(error)))
         else:
@@ -220,4 +231,5 @@ def error_body(error: ApiError) -> dict[str, Any]:
     kind, message = ERROR_TYPES.get(error.status, usual), error.message
     if error.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # agents look for it, and shorten their history
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    details = {"details": dict(UNTHREADED)} if error.param == "thread" else {}
+    return {"type": "error", "error": {"type": kind, "message": message, **details}}

@@ -42,18 +42,9 @@ from kttrio.server.visits import POLLED, VISIT, Reception, named
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 30
 PROTOCOLS = (
-    openai,
-    responses,
-    anthropic,
-    triton,
-    tokens,
-    admin,
-    control,
-    recording,
-    placement,
-    metrics,
+    *(openai, responses, anthropic, triton, tokens),
+    *(admin, control, metrics, recording, placement),
 )
 """Each has a `blueprint` of routes, and `OPERATIONS` that tells of them."""
 OPERATORS = frozenset({"control", "recording", "placement"})
@@ -97,7 +88,7 @@ def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
     app = App(Reception(state.config, state.meter, new_id))
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
-    app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
     # connection's own deadline.
     app.config["RESPONSE_TIMEOUT"] = None
@@ -149,7 +140,7 @@ async def _answer_http_error(error: HTTPException) -> Response:
     messages = {
         404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
-        408: f"The request body did not arrive within {BODY_SECONDS} s.",
+        408: f"The request body did not arrive within {request.body_timeout:g} s (--body-timeout).",
         413: f"The request body is larger than the limit of {request.max_content_length} bytes "
         "(--max-body-bytes).",
     }

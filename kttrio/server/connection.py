@@ -267,7 +267,8 @@ class Connection:
         if self.broken:
             return
         await self._take_leave()
-        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(LINGER_SECONDS):
+        limit = min(LINGER_SECONDS, self.write_timeout)
+        with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(limit):
             self._socket.shutdown(socket.SHUT_WR)
             while await self._stream.receive_some(MAX_RECV):
                 pass

@@ -46,6 +46,12 @@ class BadRequestError(ApiError):
         super().__init__(400, message, param=param, code=code)
 
 
+def aborted() -> ApiError:
+    """An operator has ended the request, for protocols that have no word for it. A status that no
+    client answers by trying again."""
+    return ApiError(410, "The server's operator has aborted this request.", code="request_aborted")
+
+
 ErrorShape = Callable[[ApiError], dict[str, Any]]
 """How a protocol writes an error as JSON."""
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import logging
 import ssl
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 
 import h2.config
@@ -28,6 +27,7 @@ import trio
 
 from kttrio.server import connection as connections
 from kttrio.server.connection import Connection
+from kttrio.server.http2_frames import FrameScan, Patience, RuleBroken, goodbye
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,6 @@ STREAM_WINDOW = 1 << 16
 MAX_HEADER_BYTES = 1 << 14
 MAX_STREAM_UNSENT = 1 << 20
 """Bytes that may wait for a client to read one stream, beside the longest push."""
-IDLE_FRAMES = 1000
-IDLE_FRAMES_PER_SECOND = 100.0
-"""Frames that ask for nothing: so many at once, and so many a second in the long run."""
-GOAWAY = struct.Struct(">xHBBIII")
-"""A frame's length, type, flags and stream, and what it says."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Handler = Callable[["Stream"], Awaitable[None]]
@@ -51,25 +46,6 @@ Code = h2.errors.ErrorCodes
 
 class ServerEnds(Exception):
     """The server ends, and waits for no more of a request."""
-
-
-@dataclass(slots=True)
-class Patience:
-    """How many more idle frames are borne: it shrinks with each and comes back with time."""
-
-    left: float = IDLE_FRAMES
-    seen: float = field(default_factory=trio.current_time)
-
-    def bear(self, num_frames: int) -> bool:
-        """Whether so many more are borne now."""
-        now = trio.current_time()
-        earned = (now - self.seen) * IDLE_FRAMES_PER_SECOND
-        self.left, self.seen = min(self.left + earned, IDLE_FRAMES) - num_frames, now
-        return self.left >= 0
-
-    def earn(self, num_frames: int) -> None:
-        """Frames that the client may send because we sent some: an answer is acknowledged."""
-        self.left += num_frames
 
 
 @dataclass(slots=True)
@@ -239,6 +215,7 @@ class Session:
         )
         self._streams: dict[int, Stream] = {}
         self._last = 0
+        self._scan = FrameScan()
         self._patience = Patience()
         self._farewell = Code.NO_ERROR
         self._attention = trio.Event()
@@ -258,7 +235,7 @@ class Session:
             for stream in list(self._streams.values()):
                 self._drop(stream)
             self._tasks.cancel_scope.cancel()
-        connection.push(_goaway(self._last, self._farewell))
+        connection.push(goodbye(self._last, self._farewell))
         await connection.linger()
 
     def _greet(self) -> None:
@@ -280,14 +257,21 @@ class Session:
 
     def _take(self, data: bytes) -> None:
         try:
+            self._patience.bear(self._scan.count_idle(data))
             for event in self._engine.receive_data(data):
                 self._on_event(event)
+        except RuleBroken as error:
+            self._dismiss(error.code, str(error))
         except h2.exceptions.ProtocolError as error:
-            logger.debug("a client does not speak HTTP/2: %s", error)
-            self._farewell = error.error_code
-            self._connection.stop_reading()
+            self._dismiss(error.error_code, str(error))
         self._send()
         self._pump_all()
+
+    def _dismiss(self, code: Code, why: str) -> None:
+        """Close the connection of a client that breaks the rules."""
+        logger.warning("a client of HTTP/2 is let go: %s", why)
+        self._farewell = code
+        self._connection.stop_reading()
 
     def _on_event(self, event: h2.events.Event) -> None:
         match event:
@@ -299,19 +283,16 @@ class Session:
                 if stream := self._streams.get(event.stream_id or 0):
                     stream.take_end()
             case h2.events.StreamReset():
-                self._bear(1)
                 self._drop(self._streams.get(event.stream_id or 0))
             case h2.events.ConnectionTerminated():
                 self._connection.stop_reading()
             case h2.events.SettingsAcknowledged():
                 self._set_idle()
-            case _:
-                self._bear(1)
 
     def _open(self, event: h2.events.RequestReceived) -> None:
         number = self._last = event.stream_id or 0
         if len(self._streams) >= MAX_STREAMS or self._connection.pool.closing:
-            self._bear(1)
+            self._patience.bear(1)
             self._engine.reset_stream(number, Code.REFUSED_STREAM)
             return
         stream = self._streams[number] = Stream(self, number, _fields(event))
@@ -319,19 +300,11 @@ class Session:
         self._tasks.start_soon(self._serve, stream)
 
     def _take_data(self, event: h2.events.DataReceived) -> None:
-        self._bear(0 if event.data else 1)
         num_bytes = event.flow_controlled_length or 0
         if stream := self._streams.get(event.stream_id or 0):
             stream.take(event.data or b"", num_bytes)
         else:
             self._acknowledge(event.stream_id or 0, num_bytes)
-
-    def _bear(self, num_frames: int) -> None:
-        """Close the connection of a client that sends too much of what asks for nothing."""
-        if not self._patience.bear(num_frames) and self._farewell is Code.NO_ERROR:
-            logger.warning("a client sends too many frames that ask for nothing, and is cut")
-            self._farewell = Code.ENHANCE_YOUR_CALM
-            self._connection.stop_reading()
 
     # Streams
 
@@ -365,7 +338,7 @@ class Session:
 
     def _begin_close(self) -> None:
         # Not by h2, which would then let no stream go on.
-        self._connection.push(_goaway(self._last, Code.NO_ERROR))
+        self._connection.push(goodbye(self._last, Code.NO_ERROR))
         for stream in self._streams.values():
             stream.begin_close()
         self._set_idle()
@@ -456,7 +429,3 @@ class Session:
 
 def _fields(event: h2.events.RequestReceived) -> Headers:
     return [(bytes(name), bytes(value)) for name, value in event.headers or ()]
-
-
-def _goaway(last_stream: int, code: Code) -> bytes:
-    return GOAWAY.pack(8, 7, 0, 0, last_stream, code)

@@ -22,7 +22,7 @@ from kttrio.server.prompting import Prepared, chat_ids, prepare_chat
 from kttrio.server.replies import json_response
 from kttrio.server.responses_output import REASONING, SUMMARY, Head, new_id, whole_response
 from kttrio.server.responses_request import AskedResponse, ResponsesBody, parse_response
-from kttrio.server.responses_stream import ResponseStream
+from kttrio.server.responses_stream import ResponsesStream
 from kttrio.server.state import AppState
 
 TAG = "OpenAI responses"
@@ -129,7 +129,7 @@ async def _create(state: AppState) -> Response:
         return stream(
             state,
             prepared,
-            lambda events: ResponseStream(head, events, tokenizer, reasoning=reasoning),
+            lambda events: ResponsesStream(head, events, tokenizer, reasoning=reasoning),
         )
     answers, completion = await collect(state, prepared)
     return json_response(

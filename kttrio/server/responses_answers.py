@@ -87,7 +87,7 @@ RESPONSE = record_of(
         "completed_at": nullable(INTEGER),
         "status": _END,
         "error": NULL,
-        "incomplete_details": nullable(record_of({"reason": one_of("max_output_tokens")})),
+        "incomplete_details": nullable(record_of({"reason": one_of("max_output_tokens", "abort")})),
         "background": FALSE,
         "instructions": nullable(STRING),
         "max_output_tokens": nullable(INTEGER),

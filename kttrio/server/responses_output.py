@@ -155,9 +155,10 @@ def token_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> Logp
 
 
 def end_fields(finish: str | None, now: int) -> dict[str, Any]:
-    """The status of a response that ended by itself or at its limit, and what goes with it."""
-    if finish == "length":
-        details = {"reason": "max_output_tokens"}
+    """The status of a response that ended by itself, at its limit or by an operator, and what goes
+    with it."""
+    if finish in ("length", "abort"):
+        details = {"reason": "max_output_tokens" if finish == "length" else "abort"}
         return {"status": "incomplete", "incomplete_details": details}
     return {"status": "completed", "completed_at": now}
 

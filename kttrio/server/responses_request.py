@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 from kttrio.server.kinds import (
@@ -53,6 +54,8 @@ INCLUDABLE = (
     "code_interpreter_call.outputs",
 )
 """The second is always told, and the others come with tools that this server does not run."""
+UNSAID = MappingProxyType({"description": None, "parameters": None, "strict": None})
+"""What a function is told back with where its request says nothing."""
 SUMMARIES = ("auto", "concise", "detailed")
 STATELESS = "nothing is stored, send the whole history as 'input'"
 TEXT_FORMAT = "use 'text' with a 'format'"
@@ -219,8 +222,8 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
     """Read the body of POST /v1/responses, or of its /input_tokens; raises ApiError."""
     body = read(ResponsesBody, value)
     check_model(body.model, model)
-    tools = _chat_tools(body.tools)
-    use = _use_tools(tools, body.tool_choice)
+    functions = _functions(body.tools)
+    use = _use_tools(list(map(_chat_tool, functions)), body.tool_choice)
     thinks = body.reasoning or ReasoningFields()
     chat = ChatRequest(
         options=_options(body, vocab_size),
@@ -232,7 +235,7 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
         template_kwargs=template_kwargs(body.chat_template_kwargs, thinks.effort),
     )
     summarize = (thinks.summary or thinks.generate_summary) is not None
-    return AskedResponse(chat=chat, summarize=summarize, echo=_echo(body, value, tools))
+    return AskedResponse(chat=chat, summarize=summarize, echo=_echo(body, value, functions))
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
@@ -251,16 +254,18 @@ def _is_systems(message: dict[str, Any]) -> bool:
     return message["role"] in ("system", "developer") and isinstance(message["content"], str)
 
 
-def _chat_tools(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The functions as chats have them."""
+def _functions(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tools that are served."""
     skipped = sorted({tool["type"] for tool in tools if tool["type"] != "function"})
     if skipped:
         logger.debug("tools of these types are skipped: %s", ", ".join(skipped))
-    return [_chat_tool(tool) for tool in tools if tool["type"] == "function"]
+    return [tool for tool in tools if tool["type"] == "function"]
 
 
 def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    function = {name: entry for name, entry in tool.items() if name != "type"}
+    """As chats have it, with no more than models were taught to read."""
+    told = ("name", "description", "parameters")
+    function = {name: tool[name] for name in told if tool.get(name) is not None}
     return {"type": "function", "function": function}
 
 
@@ -301,7 +306,7 @@ def _form(body: ResponsesBody) -> Form | None:
 
 
 def _echo(
-    body: ResponsesBody, value: dict[str, Any], tools: Sequence[dict[str, Any]]
+    body: ResponsesBody, value: dict[str, Any], functions: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     reasoning, text = value.get("reasoning") or {}, value.get("text") or {}
     return {
@@ -317,13 +322,8 @@ def _echo(
         "store": False,
         "text": {"format": {"type": "text"}, **text},
         "tool_choice": value.get("tool_choice") or "auto",
-        "tools": [_echoed_tool(tool["function"]) for tool in tools],
+        "tools": [{**UNSAID, **tool} for tool in functions],
         "top_logprobs": body.top_logprobs or 0,
         "truncation": "disabled",
         "user": value.get("user"),
     }
-
-
-def _echoed_tool(function: dict[str, Any]) -> dict[str, Any]:
-    empty = {"type": "function", "description": None, "parameters": None, "strict": None}
-    return {**empty, **function}

@@ -146,7 +146,7 @@ class OpenCall:
         return item
 
 
-class ResponseStream:
+class ResponsesStream:
     """The listener of a streamed response. One item is open at a time."""
 
     def __init__(

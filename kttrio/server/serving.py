@@ -77,29 +77,33 @@ async def serve_http(
 async def _open_doors(app: AppWrapper, calls: http2.Handler, config: ServerConfig) -> list[Door]:
     http = http1.Http1Speaker(app, server_context(config, http1.ALPN))
     grpc = http2.Http2Speaker(calls, server_context(config, http2.ALPN))
-    doors = [Door(http, await open_listeners(config))]
+    ports = await open_ports(config)
+    return [Door(*pair) for pair in zip((http, grpc), ports, strict=False)]
+
+
+async def open_ports(config: ServerConfig) -> list[list[trio.SocketListener]]:
+    """Bind the port of HTTP, then that of gRPC, if there is one. Raises ConfigError that names the
+    address."""
+    ports = [await _bind(config.host, config.port, "--port")]
     if config.grpc_port is not None:
-        doors.append(Door(grpc, await open_grpc_listeners(config)))
-    return doors
-
-
-async def open_listeners(config: ServerConfig) -> list[trio.SocketListener]:
-    """Bind the address of HTTP. Raises ConfigError that names it."""
-    return await _bind(config.host, config.port, "--port")
-
-
-async def open_grpc_listeners(config: ServerConfig) -> list[trio.SocketListener]:
-    """Bind the address of gRPC, if there is one. Raises ConfigError that names it."""
-    if config.grpc_port is None:
-        return []
-    return await _bind(config.host, config.grpc_port, "--grpc-port")
+        try:
+            ports.append(await _bind(config.host, config.grpc_port, "--grpc-port"))
+        except ConfigError:
+            await _close(ports)
+            raise
+    return ports
 
 
 async def check_listening(config: ServerConfig) -> None:
-    """Find out whether it can be listened as the settings ask. Raises ConfigError if not."""
+    """Find out whether the server can listen as the settings ask. Raises ConfigError if not."""
     server_context(config, http1.ALPN)
-    for listener in [*await open_listeners(config), *await open_grpc_listeners(config)]:
-        await listener.aclose()
+    await _close(await open_ports(config))
+
+
+async def _close(ports: list[list[trio.SocketListener]]) -> None:
+    for listeners in ports:
+        for listener in listeners:
+            await listener.aclose()
 
 
 async def _bind(host: str, port: int, flag: str) -> list[trio.SocketListener]:

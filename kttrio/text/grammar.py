@@ -6,7 +6,9 @@ the answer begins (gate.py).
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
@@ -17,8 +19,10 @@ from kttrio.text import entrance, lark
 from kttrio.text.entrance import Turns
 from kttrio.text.gate import Gate, Way
 from kttrio.text.grammar_error import GrammarError
+from kttrio.text.lark import Rules
 from kttrio.text.matcher import Matcher, first_line
 from kttrio.text.tokenizer import Tokenizer
+from kttrio.text.tool_parsers import base as tool_parsers
 from kttrio.text.tool_parsers.base import Tools
 from kttrio.text.vocabulary import Vocabulary
 
@@ -70,6 +74,9 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._end_ids = end_ids
+        self._special_tokens = {
+            tokenizer.token_bytes(id).decode(): id for id in tokenizer.special_ids - end_ids
+        }
         self._lock = Lock()
         self._vocabulary: Vocabulary | None = None
         self._turns: dict[Way, Turns] = {}
@@ -77,7 +84,7 @@ class Grammars:
 
     def compile(self, spec: Spec) -> Grammar:
         """Raises GrammarError: what is wrong with the request."""
-        source = _source(spec)
+        source = _source(spec, self._special_tokens)
         with self._lock:
             vocabulary = self._vocabulary = self._vocabulary or Vocabulary(
                 self._tokenizer, self._end_ids
@@ -103,9 +110,7 @@ class Grammar:
         """`turns`: what is known of the vocabulary, added to. Raises GrammarError."""
         self._vocabulary = vocabulary
         self._turns = turns
-        self._start = LLMatcher(
-            vocabulary.words, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS
-        )
+        self._start = LLMatcher(vocabulary.words, source, log_level=0, limits=_LIMITS)
         if self._start.is_error():
             raise GrammarError(first_line(self._start.get_error()))
         self._entrances: dict[Gate, bytes] = {}
@@ -124,7 +129,22 @@ class Grammar:
         return mask
 
 
-def _source(spec: Spec) -> str:
-    if spec.form is None:
-        raise GrammarError("neither a form nor calls are asked for")
-    return lark.of_form(spec.form.kind, spec.form.source)
+def _source(spec: Spec, special_tokens: Mapping[str, int]) -> str:
+    """The grammar as llguidance takes it. Raises GrammarError."""
+    form = lark.of_form(spec.form.kind, spec.form.source) if spec.form else None
+    if spec.calls is None:
+        if form is None:
+            raise ValueError("neither a form nor calls")
+        return LLMatcher.grammar_from_lark(form)
+    rules = Rules(special_tokens)
+    calls = tool_parsers.shape(spec.calls.parser).write(
+        spec.calls.tools, spec.calls.names, rules, several=spec.calls.several
+    )
+    start = "start: " + rules.add(calls)
+    if form is None:
+        return LLMatcher.grammar_from_lark(f"{start}\n{rules}")
+    grammars = [
+        {"lark_grammar": f"{start} | @form\n{rules}"},
+        {"name": "form", "lark_grammar": form},
+    ]
+    return json.dumps({"grammars": grammars})

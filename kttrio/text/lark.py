@@ -15,19 +15,98 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from kttrio.text.grammar_error import GrammarError
+from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
 MAX_DEPTH = 64
 SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,64}"
 """White space between the parts of JSON: a weak model can not go on with it for ever."""
+_CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+\-][0-9]{2}:[0-9]{2})"
+_DAY = r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_FORMATS: Mapping[str, str] = MappingProxyType(
+    {
+        "date": _DAY,
+        "time": _CLOCK,
+        "date-time": f"{_DAY}T{_CLOCK}",
+        "uuid": r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+        "email": r"[A-Za-z0-9_.+\-]{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63}){1,8}",
+        "uri": r"[A-Za-z][A-Za-z0-9+.\-]*:[!#-;=?-\[\]_a-z~%]+",
+    }
+)
+"""What is written as plain text; within JSON llguidance knows more."""
 
 
-def json_value(schema: Any) -> str:
+class Rules:
+    """The rules of one grammar, as they are written."""
+
+    def __init__(self, special_tokens: Mapping[str, int]) -> None:
+        """`special_tokens`: by what they stand for in a text; a tag may be written either way."""
+        self._ids = special_tokens
+        self._special = Markers(special_tokens)
+        self._names: dict[str, str] = {}
+
+    def add(self, body: str) -> str:
+        """The name of a rule with this body."""
+        return self._names.setdefault(body, f"r{len(self._names)}")
+
+    def add_terminal(self, body: str) -> str:
+        """The name of a terminal with this body."""
+        return self._names.setdefault(body, f"T{len(self._names)}")
+
+    def spell(self, text: str) -> str:
+        """An expression for the text."""
+        parts = []
+        while found := self._special.find(text):
+            place, token = found
+            parts += [literal(text[:place])] if place else []
+            parts.append(f"({literal(token)} | <[{self._ids[token]}]>)")
+            text = text[place + len(token) :]
+        return " ".join([*parts, literal(text)] if text else parts)
+
+    def spell_behind(self, terminal: str, text: str) -> str:
+        """An expression for what the terminal takes and the text that ends it. They are one, for
+        no terminal leaves a text to the next one that it could take itself."""
+        whole = self.add_terminal(f"{terminal} {literal(text)}")
+        found = self._special.find(text)
+        if not found:
+            return whole
+        place, token = found
+        head = self.add_terminal(f"{terminal} {literal(text[:place])}")
+        rest = self.spell(text[place + len(token) :])
+        return f"({whole} | {head} <[{self._ids[token]}]> {rest})"
+
+    def __str__(self) -> str:
+        return "".join(f"{name}: {body}\n" for body, name in self._names.items())
+
+
+def literal(text: str) -> str:
+    """An expression for exactly this text."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def escape(text: str) -> str:
+    """The text as a part of a pattern between slashes."""
+    return re.escape(text).replace("/", r"\/")
+
+
+def searched(pattern: str) -> str:
+    """A terminal's body: text that the pattern, of a JSON schema, is found in."""
+    start = "" if pattern.startswith("^") else "(?s:.*)"
+    end = "" if _has_end(pattern) else "(?s:.*)"
+    return f"/{regex_to_lark(f'{start}(?:{_without_ends(pattern)}){end}', 'dw')}/"
+
+
+def string_format(name: str) -> str:
+    """A terminal's body: text in this format of JSON schemas."""
+    if name not in _FORMATS:
+        raise GrammarError(f"'format' {name!r} cannot be enforced for text")
+    return f"/{_FORMATS[name]}/"
+
+
+def json_value(schema: Mapping[str, Any]) -> str:
     """A rule's body: JSON that the schema allows."""
-    if isinstance(schema, bool) or not isinstance(schema, dict):
-        schema = {"allOf": [schema]}
     options = {"whitespace_pattern": SPACE}
-    return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=True)
+    return "%json " + json.dumps({**schema, "x-guidance": options})
 
 
 def of_form(kind: str, source: str) -> str:
@@ -47,10 +126,17 @@ def _of_json_schema(source: str) -> str:
 
 def _of_regex(pattern: str) -> str:
     """An answer that the pattern matches from its beginning to its end."""
-    pattern = pattern.removeprefix("^")
-    if re.search(r"(?<!\\)(\\\\)*\$$", pattern):
-        pattern = pattern[:-1]
-    return f"start: /{regex_to_lark(pattern, '')}/"
+    return f"start: /{regex_to_lark(_without_ends(pattern), '')}/"
+
+
+def _without_ends(pattern: str) -> str:
+    return pattern.removeprefix("^")[: -1 if _has_end(pattern) else None]
+
+
+def _has_end(pattern: str) -> bool:
+    """Whether it ends with `$`, not as a character."""
+    before = pattern[:-1]
+    return pattern.endswith("$") and (len(before) - len(before.rstrip("\\"))) % 2 == 0
 
 
 def _of_choice(source: str) -> str:

@@ -30,7 +30,7 @@ _KNOWN = frozenset({"null", "boolean", "integer", "number", "object", "array", "
 
 def argument_kinds(tools: Sequence[Mapping[str, Any]], function: str) -> dict[str, Kinds]:
     """Kinds of the function's named arguments; empty for an unknown function."""
-    for description in _descriptions(tools):
+    for description in descriptions(tools):
         if description.get("name") == function:
             root = description.get("parameters")
             properties = root.get("properties") if isinstance(root, Mapping) else None
@@ -42,7 +42,7 @@ def argument_kinds(tools: Sequence[Mapping[str, Any]], function: str) -> dict[st
 
 def function_names(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
     """Names of the functions that a model may call."""
-    return frozenset(str(description.get("name")) for description in _descriptions(tools))
+    return frozenset(str(description.get("name")) for description in descriptions(tools))
 
 
 def kinds(schema: object, root: object) -> Kinds:
@@ -70,7 +70,8 @@ def read_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _descriptions(tools: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def descriptions(tools: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The functions that the tools describe, with or without the `function` level."""
     for tool in tools:
         inner = tool.get("function")
         yield inner if isinstance(inner, Mapping) else tool
@@ -90,13 +91,13 @@ def _kinds(schema: object, root: object, depth: int) -> Iterator[str]:
         for member in members if isinstance(members, list) else []:
             yield from _kinds(member, root, depth + 1)
     if "$ref" in schema:
-        yield from _kinds(_follow(schema["$ref"], root), root, depth + 1)
+        yield from _kinds(follow(schema["$ref"], root), root, depth + 1)
     if declared is None:
         values = schema.get("enum", [schema["const"]] if "const" in schema else [])
         yield from (_kind_of(value) for value in values if isinstance(values, list))
 
 
-def _follow(reference: object, root: object) -> object:
+def follow(reference: object, root: object) -> object:
     """What a reference inside the same schema points to; None for any other."""
     if not isinstance(reference, str) or not reference.startswith("#"):
         return None

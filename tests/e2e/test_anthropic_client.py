@@ -154,6 +154,24 @@ def test_bad_input_is_the_callers_error(
         stream.get_final_message()
 
 
+@anthropic.beta_tool
+def get_weather(city: str) -> str:
+    """Get the weather in a city."""
+    return f'{{"city": "{city}", "temperature": 18, "condition": "sunny"}}'
+
+
+def test_the_clients_own_loop_of_tools_comes_to_its_end(
+    claude: anthropic.Anthropic, model: str
+) -> None:
+    """It begins with a thread, as servers may hold, and must be told to go on without."""
+    runner = claude.beta.messages.tool_runner(
+        model=model, messages=IN_PARIS, tools=[get_weather], **GREEDY
+    )
+    first, last = list(runner)
+    assert (first.stop_reason, last.stop_reason) == ("tool_use", "end_turn")
+    assert "18" in last.content[0].text
+
+
 class Agent:
     """Asks, runs the tools that the model calls, and asks again, as coding agents do: a header of
     its own in every request, marks for a cache, thinking as the model likes, everything streamed,

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kttrio.runner import masks
 from kttrio.runner.masks import NOTHING_ALLOWED, forbid, wait_for
 from kttrio.runner.sampler import Sampler
 from tests.fakes import MadeMasks, mask_of
@@ -67,6 +68,18 @@ def test_what_may_not_come_is_lost_and_the_rest_untouched(vocab_size, masked):
         lost = [token for token in range(vocab_size) if token not in tokens]
         expected[row, lost] = -torch.inf
     forbid(logits, masks)
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("free", [[], [3]])
+def test_many_rows_of_a_large_vocabulary_are_done_in_parts(free, monkeypatch):
+    monkeypatch.setattr(masks, "_BLOCK_ELEMENTS", 250)
+    logits = torch.randn(7, 100)
+    expected, held = logits.clone(), {}
+    for row in set(range(7)) - {*free}:
+        held[row] = masks_of(mask_of([row, 99]), vocab_size=100)[0]
+        expected[row, [token for token in range(99) if token != row]] = -torch.inf
+    forbid(logits, held)
     assert torch.equal(logits, expected)
 
 

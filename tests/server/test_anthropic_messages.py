@@ -215,7 +215,7 @@ async def test_a_full_queue_is_a_rate_limit(stream: bool) -> None:
 
 
 async def test_who_may_ask_and_where() -> None:
-    async with running_front(config=ServerConfig(api_key="k")) as front:
+    async with running_front(config=ServerConfig(api_key=("k",))) as front:
         assert error_of(await ask(front), 401)[0] == "authentication_error"
         body = {"max_tokens": 9, "messages": [user("Hi")]}
         for headers in ({"x_api_key": "k"}, {"Authorization": "Bearer k"}):
@@ -238,6 +238,14 @@ async def test_a_body_too_large_is_told_in_anthropics_words() -> None:
 async def test_names_that_mean_the_served_model(name: str | None) -> None:
     async with running_front() as front:
         assert (await whole(front, model=name, max_tokens=1))["model"] == MODEL
+
+
+async def test_a_thread_is_refused_so_that_the_client_goes_on_without_it() -> None:
+    async with running_front() as front:
+        reply = await ask(front, thread={"type": "create"})
+        assert error_of(reply, 400)[0] == "invalid_request_error"
+        details = reply.json()["error"]["details"]
+        assert details == {"error_code": "thread_unsupported_request"}
 
 
 async def test_an_unknown_model_is_not_found() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import pytest
 
 from kttrio.config import ServerConfig
 from kttrio.server.anthropic_request import CountBody, MessagesBody, to_answer, to_count
 from kttrio.server.errors import BadRequestError
-from kttrio.server.records import read
+from kttrio.server.records import read, schema
 from kttrio.server.requests import ChatRequest
 from kttrio.server.served_model import ServedModel
 from kttrio.text.encoders.deepseek_v32 import DeepseekV32Encoder
@@ -312,6 +314,62 @@ def test_refusals_name_the_field(model: ServedModel, fields: dict[str, Any], par
         asked(model, **fields)
     assert caught.value.param == param
     assert f"'{param}'" in caught.value.message
+
+
+FULL: dict[str, Any] = {
+    "model": "claude-next",
+    "max_tokens": 5,
+    "stream": True,
+    "temperature": 0.5,
+    "stop_sequences": ["a"],
+    "system": [text("a")],
+    "messages": [
+        user([text("a"), PNG, URL, result([text("b")], is_error=True)]),
+        assistant([{"type": "thinking", "thinking": "a", "signature": "b"}, call(c=1)]),
+        {"role": "system", "content": "a"},
+    ],
+    "tools": [{**WEATHER, "type": "custom"}],
+    "tool_choice": {"type": "tool", "name": "get_weather"},
+    "thinking": {"type": "enabled", "budget_tokens": 2048, "display": "omitted"},
+    "output_config": {"effort": "low", "format": FORM},
+    "container": None,
+    "thread": False,
+}
+VALUES = (None, True, 0, -1, 5.0, 2**70, 1e300, "", "x", [], [None], {}, {"type": "text"})
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where every value of a body stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, item in inner:
+        yield (*place, name)
+        if isinstance(item, dict | list):
+            yield from places(item, (*place, name))
+
+
+def with_value(body: Any, place: tuple[Any, ...], value: object) -> Any:
+    if not place:
+        return value
+    changed = body.copy()
+    changed[place[0]] = with_value(body[place[0]], place[1:], value)
+    return changed
+
+
+def is_read(body: object) -> bool:
+    try:
+        read(MessagesBody, body)
+    except BadRequestError:
+        return False
+    return True
+
+
+def test_the_schema_takes_what_is_read_and_nothing_else() -> None:
+    told = jsonschema.Draft202012Validator(schema(MessagesBody))
+    assert told.is_valid(FULL)
+    for place in places(FULL):
+        for value in VALUES:
+            body = with_value(FULL, place, value)
+            assert told.is_valid(body) is is_read(body), (place, value)
 
 
 def test_what_changes_nothing_is_taken(model: ServedModel) -> None:

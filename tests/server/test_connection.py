@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
@@ -181,9 +182,8 @@ async def test_a_body_that_is_too_large_is_refused_with_the_limit(framing: str) 
         assert b"2048 bytes" in received
 
 
-async def test_a_body_shorter_than_it_says_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kttrio.server.app.BODY_SECONDS", 0.05)
-    async with running_front() as front:
+async def test_a_body_shorter_than_it_says_times_out() -> None:
+    async with running_front(config=ServerConfig(body_timeout=0.1)) as front:
         client = await front.connect()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Length: 50\r\n\r\n{"
         await client.stream.send_all(head)
@@ -334,3 +334,73 @@ async def test_an_answer_beyond_that_limit_is_sent_whole(
         reply = await client.ask("POST", "/v1/completions", body)
         answer = reply.events()[0] if stream else reply.json()
         assert answer["choices"][0]["text"].startswith(prompt)
+
+
+async def test_a_head_that_does_not_end_is_answered_408() -> None:
+    async with running_front(config=ServerConfig(header_timeout=0.1)) as front:
+        client = await front.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip, client, b"GET /health HTTP/1.1\r\nHost: test\r\nX: ")
+            received = await read_all(client)
+            nursery.cancel_scope.cancel()
+        assert received.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in received.lower()
+
+
+async def drip(client: Client, head: bytes) -> None:
+    """A loris: it never stops, and never ends."""
+    with suppress(trio.BrokenResourceError):
+        for _ in range(10_000):
+            for byte in (head, b"a"):
+                await client.stream.send_all(byte)
+                await trio.sleep(0.01)
+            head = b"a"
+
+
+async def test_a_head_may_come_in_pieces() -> None:
+    async with running_front() as front:
+        client = await front.connect()
+        for byte in b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n":
+            await client.stream.send_all(bytes([byte]))
+            await trio.lowlevel.checkpoint()
+        assert (await client.stream.receive_some(65536)).startswith(b"HTTP/1.1 200")
+
+
+async def test_the_next_head_has_its_own_time() -> None:
+    async with running_front(config=ServerConfig(header_timeout=0.15), delay=0.01) as front:
+        client = await front.connect()
+        for _ in range(2):
+            await trio.sleep(0.1)
+            reply = await client.ask("POST", "/v1/chat/completions", chat_body())
+            assert reply.json()["choices"][0]["message"]["content"] == ANSWER
+
+
+async def test_one_client_too_many_is_told_and_let_go() -> None:
+    async with running_front(config=ServerConfig(max_connections=2)) as front:
+        kept = [await front.connect() for _ in range(2)]
+        for client in kept:
+            assert (await client.ask("GET", "/health")).status == 200
+        refused = await (await front.connect()).receive()
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "1"
+        assert b"as many connections as it takes" in refused.body
+        await kept[0].stream.aclose()
+        while len(front.connections.open) > 1:
+            await trio.lowlevel.checkpoint()
+        assert (await front.ask("GET", "/health")).status == 200
+
+
+async def test_slow_clients_of_all_kinds_do_not_hold_up_others() -> None:
+    async with running_front(num_slots=32, context_length=8192, delay=0.001) as front:
+        front.script.endless = True
+        for _ in range(4):
+            deaf = await front.connect(receive_buffer=2048)
+            await deaf.send("POST", "/v1/chat/completions", STREAM)
+            loris = await front.connect()
+            await loris.stream.send_all(b"POST /v1/completions HTTP/1.1\r\nHost:")
+            half = await front.connect()
+            await half.stream.send_all(raw_request(STREAM)[:-5])
+        with trio.fail_after(5):
+            for _ in range(5):
+                reply = await front.chat(stream=True, max_tokens=20)
+                assert reply.events()[-1] == "[DONE]"

@@ -16,10 +16,11 @@ METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
 
 
 def routes(app: QuartTrio) -> set[tuple[str, str]]:
-    """Method and path of every route, its parameters in braces."""
+    """Method and path of every route, its parameters in braces. None of those that only refuse."""
     return {
         (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
+        if not rule.endpoint.rpartition(".")[2].startswith("refuse")
         for method in rule.methods & METHODS
     }
 

@@ -12,6 +12,7 @@ from kttrio.config import EngineConfig, ServerConfig
 from tests.http_front import ANSWER, MODEL, Front, Reply, running_front
 from tests.server.responses_replay import read_named_events, replay, without_ids
 from tests.server.test_family_chats import OPENED_BY_PROMPT
+from tests.server.test_server_images import front_that_sees, plain
 from tests.text.family_calls import FAMILY_CALLS
 from tests.tokenizers_fake import make_family_tokenizer
 
@@ -194,6 +195,23 @@ async def test_what_the_template_refuses_is_blamed_on_the_input() -> None:
         for path in (PATH, f"{PATH}/input_tokens"):
             reply = await front.ask("POST", path, {"input": [result]})
             assert (reply.status, reply.error()["param"]) == (400, "input")
+
+
+async def test_an_image_that_a_tool_gave_back_is_what_a_chat_would_show() -> None:
+    picture = {"type": "input_image", "image_url": plain()}
+    async with front_that_sees() as front:
+        told = {"type": "input_text", "text": "Look: "}
+        items = [
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": [told, picture]},
+            {"role": "user", "content": "What is it?"},
+        ]
+        assert (await ask(front, input=items)).status == 200
+        (image,) = front.runner.history[0].chunks[0].images
+        assert (image.rows, image.columns) == (2, 3)
+    async with running_front() as front:
+        reply = await ask(front, input=[{"role": "user", "content": [picture]}])
+        assert reply.error()["param"] == "input[0].content[0].image_url"
 
 
 async def test_a_failing_engine_ends_the_stream_with_the_reason() -> None:

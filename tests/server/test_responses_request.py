@@ -39,9 +39,10 @@ def test_functions_are_told_as_in_chats_and_other_tools_are_skipped(
     caplog.set_level(logging.DEBUG)
     asked = parse(tools=TOOLS)
     first, second = asked.chat.tools
-    assert first["function"] == {"name": "f", "parameters": {"type": "object"}, "strict": False}
+    assert first["function"] == {"name": "f", "parameters": {"type": "object"}}
     assert (second["type"], second["function"]) == ("function", {"name": "g"})
-    assert [tool["name"] for tool in asked.echo["tools"]] == ["f", "g"]
+    unsaid = {"description": None, "parameters": None, "strict": None}
+    assert asked.echo["tools"] == [{"description": None, **FUNCTION}, {**OTHER, **unsaid}]
     assert "web_search" in caplog.text
 
 

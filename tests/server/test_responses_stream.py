@@ -17,7 +17,7 @@ from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, CallDelta, Delta
 from kttrio.server.errors import ApiError
 from kttrio.server.responses_output import REASONING, SUMMARY, Head, TextShape, whole_response
-from kttrio.server.responses_stream import ResponseStream
+from kttrio.server.responses_stream import ResponsesStream
 from kttrio.text.tokenizer import Tokenizer
 from tests.server.responses_replay import Event, read_named_events, replay, without_ids
 from tests.tokenizers_fake import make_tiny_tokenizer
@@ -61,7 +61,7 @@ def stream(
 ) -> Wire:
     wire = Wire()
     events = cast("sse.EventStream", wire)
-    listener = ResponseStream(HEAD, events, tokenizer, reasoning=reasoning)
+    listener = ResponsesStream(HEAD, events, tokenizer, reasoning=reasoning)
     for one in news:
         if isinstance(one, str):
             listener.on_text(0, one)

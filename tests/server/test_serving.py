@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 import trio
 
 from kttrio.config import ConfigError, ServerConfig
 from kttrio.server import serving
-from tests.http_front import ANSWER, chat_body, running_front
+from tests.http_front import ANSWER, chat_body, raw_request, running_front
 
 STREAM = chat_body(stream=True)
 
 
 async def test_a_taken_port_is_a_config_error_that_names_it() -> None:
-    (taken,) = await serving.open_listeners(ServerConfig(port=0))
+    ((taken,),) = await serving.open_ports(ServerConfig(port=0))
     async with taken:
         port = taken.socket.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}"):
-            await serving.open_listeners(ServerConfig(port=port))
+            await serving.open_ports(ServerConfig(port=port))
+        with pytest.raises(ConfigError, match=f"--grpc-port {port}"):
+            await serving.check_listening(ServerConfig(port=0, grpc_port=port))
     with pytest.raises(ConfigError, match="--host 203"):
-        await serving.open_listeners(ServerConfig(host="203.0.113.1", port=0))
+        await serving.open_ports(ServerConfig(host="203.0.113.1", port=0))
 
 
 async def test_shutdown_lets_streams_finish_and_closes_idle_connections() -> None:
@@ -41,6 +45,23 @@ async def test_shutdown_lets_streams_finish_and_closes_idle_connections() -> Non
         reply = await whole.receive()
         assert reply.json()["choices"][0]["message"]["content"] == ANSWER
         await front.closed.wait()
+
+
+async def test_a_request_that_is_not_all_there_does_not_delay_the_end() -> None:
+    async with running_front() as front:
+        half, late = [await front.connect() for _ in range(2)]
+        request = raw_request(STREAM)
+        for client in (half, late):
+            await client.stream.send_all(request[:-5])
+        while sum(one.reading.deadline == inf for one in front.connections.open) < 2:
+            await trio.lowlevel.checkpoint()
+        front.state.begin_drain()
+        front.shutdown.set()
+        await late.stream.send_all(request[-5:])
+        assert (await late.receive()).status == 503
+        with trio.fail_after(serving.CLOSE_SECONDS - 1):
+            assert await half.is_closed()
+            await front.closed.wait()
 
 
 async def test_requests_during_the_drain_are_refused() -> None:

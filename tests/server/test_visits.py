@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from math import inf
 from typing import Any
 
 import pytest
@@ -37,7 +38,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
 
 async def last_line(front: Front, caplog: pytest.LogCaptureFixture) -> dict[str, str]:
     """Of a request that is answered already: its task may still be on its way out."""
-    while any(not c._idle for c in front.connections.open) or not lines(caplog):
+    while any(c.reading.deadline == inf for c in front.connections.open) or not lines(caplog):
         await trio.lowlevel.checkpoint()
     return lines(caplog)[-1]
 

@@ -1,7 +1,8 @@
 """What a tool-call parser is, and how one is found: its file name is its public name.
 
-Each module beside this one offers `detects(template_text) -> bool` and
-`open_parser(tools, new_id) -> ToolParser`. Not here: any format.
+Each module beside this one offers `detects(template_text) -> bool`,
+`open_parser(tools, new_id) -> ToolParser`, and `SHAPE`, how a model is made to write calls. Not
+here: any format.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 from kttrio.config import ConfigError
+from kttrio.text.call_lark import CallShape
 
 Tools = Sequence[Mapping[str, Any]]
 """Tools as OpenAI clients send them, with or without the `function` level."""
@@ -79,6 +81,8 @@ class ToolParser(Protocol):
 
 
 class _ParserModule(Protocol):
+    SHAPE: CallShape
+
     def detects(self, template_text: str) -> bool: ...
 
     def open_parser(self, tools: Tools, new_id: Callable[[], str]) -> ToolParser: ...
@@ -108,6 +112,11 @@ def new_call_id() -> str:
 def open_parser(name: str, tools: Tools, *, new_id: Callable[[], str] = new_call_id) -> ToolParser:
     """A parser for one answer to a request with these tools. Raises ConfigError."""
     return _module(check_name(name)).open_parser(tools, new_id)
+
+
+def shape(name: str) -> CallShape:
+    """How a model writes the calls that this parser reads. Raises ConfigError."""
+    return _module(check_name(name)).SHAPE
 
 
 def _file_names() -> tuple[str, ...]:

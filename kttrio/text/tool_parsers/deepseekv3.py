@@ -13,28 +13,39 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from kttrio.text.call_lark import CallShape, JsonArguments
 from kttrio.text.json_calls import Head, HeadedCall, JsonCalls, Tags
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 
 SEPARATOR = "<｜tool▁sep｜>"
 FENCE = "```"
-_SECTION, _SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-_CALL, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+SECTION, SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
 TAGS = Tags(
-    wrappers=(_SECTION,),
-    begin=_CALL,
-    closings=(_CALL_END, _SECTION_END),
+    wrappers=(SECTION,),
+    begin=CALL,
+    closings=(CALL_END, SECTION_END),
     ends=(
-        "\n" + FENCE + _CALL_END,
-        FENCE + _CALL_END,
-        _CALL_END,
-        _SECTION_END,
-        _CALL,
-        _SECTION,
+        "\n" + FENCE + CALL_END,
+        FENCE + CALL_END,
+        CALL_END,
+        SECTION_END,
+        CALL,
+        SECTION,
     ),
     tails=(FENCE,),
 )
 _HEAD = re.compile(rf"\s*\w*\s*{SEPARATOR}\s*([^\s`<>]+)\s*(?:\n|(?=`))\s*(?:{FENCE}[a-z]*\s*)?")
+
+
+SHAPE = CallShape(
+    begin=SECTION,
+    open=f"{CALL}function{SEPARATOR}{{name}}\n{FENCE}json\n",
+    close=f"\n{FENCE}{CALL_END}",
+    between="{line}",
+    end=SECTION_END,
+    arguments=JsonArguments(),
+)
 
 
 def detects(template_text: str) -> bool:

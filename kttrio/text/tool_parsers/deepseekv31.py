@@ -12,11 +12,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from kttrio.text.call_lark import CallShape, JsonArguments
 from kttrio.text.json_calls import Head, HeadedCall, JsonCalls
 from kttrio.text.tool_parsers.base import ToolParser, Tools
-from kttrio.text.tool_parsers.deepseekv3 import FENCE, SEPARATOR, TAGS
+from kttrio.text.tool_parsers.deepseekv3 import (
+    CALL,
+    CALL_END,
+    FENCE,
+    SECTION,
+    SECTION_END,
+    SEPARATOR,
+    TAGS,
+)
 
 _HEAD = re.compile(rf"\s*([^\s`<>]+)\s*{SEPARATOR}\s*(?:{FENCE}[a-z]*\s*)?")
+
+
+SHAPE = CallShape(
+    begin=SECTION,
+    open=CALL + "{name}" + SEPARATOR,
+    close=CALL_END,
+    end=SECTION_END,
+    arguments=JsonArguments(),
+)
 
 
 def detects(template_text: str) -> bool:

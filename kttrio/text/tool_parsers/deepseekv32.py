@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kttrio.text.call_grammar import Grammar, Header, Tag, read_bracketed
+from kttrio.text.call_lark import CallShape, TaggedArguments
 from kttrio.text.tagged_calls import TaggedCallParser
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 from kttrio.text.tool_schema import JSON, STRING, Kinds, read_object
@@ -56,6 +57,19 @@ _GRAMMAR = Grammar(
     read_argument=_read_attributes,
     separator="\n\n",
     read_object=_read_body,
+)
+
+
+SHAPE = CallShape(
+    begin=f"<{_MARK}function_calls>\n",
+    open=f'<{_MARK}invoke name="{{name}}">\n',
+    close=f"</{_MARK}invoke>\n",
+    end=f"</{_MARK}function_calls>",
+    arguments=TaggedArguments(
+        grammar=_GRAMMAR,
+        open=f'<{_MARK}parameter name="{{key}}" string="{{string}}">',
+        close=f"</{_MARK}parameter>\n",
+    ),
 )
 
 

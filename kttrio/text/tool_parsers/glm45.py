@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable
 
 from kttrio.text.call_grammar import MAX_NAME, Grammar, Header, Tag
+from kttrio.text.call_lark import CallShape, TaggedArguments
 from kttrio.text.markers import follows
 from kttrio.text.tagged_calls import TaggedCallParser
 from kttrio.text.tool_parsers.base import ToolParser, Tools
@@ -54,6 +55,18 @@ _GRAMMAR = Grammar(
     read_call=_read_name,
     read_argument=_read_key,
     separator="\n",
+)
+
+
+SHAPE = CallShape(
+    open="<tool_call>{name}{line}",
+    close="</tool_call>",
+    between="{line}",
+    arguments=TaggedArguments(
+        grammar=_GRAMMAR,
+        open="<arg_key>{key}</arg_key>{line}<arg_value>",
+        close="</arg_value>{line}",
+    ),
 )
 
 

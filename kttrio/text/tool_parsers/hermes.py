@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Literal
 
+from kttrio.text.call_lark import CallShape, JsonArguments
 from kttrio.text.call_pieces import Pieces
 from kttrio.text.json_arguments import Arguments
 from kttrio.text.json_calls import CallState, JsonCalls, Tags
@@ -35,6 +36,14 @@ _ENDS = Markers((_CALL_END, _CALL))
 _ARGUMENTS = ("arguments", "parameters")
 _SPACE = " \t\n\r"
 _Part = Literal["key", "colon", "value", "arguments"]
+
+
+SHAPE = CallShape(
+    open=_CALL + '\n{"name": "{name}", "arguments": ',
+    close="}\n" + _CALL_END,
+    between="\n",
+    arguments=JsonArguments(),
+)
 
 
 def detects(template_text: str) -> bool:

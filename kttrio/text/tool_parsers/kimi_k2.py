@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from kttrio.text.call_lark import CallShape, JsonArguments
 from kttrio.text.json_calls import Head, HeadedCall, JsonCalls, Tags
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 from kttrio.text.tool_schema import function_names
@@ -30,6 +31,15 @@ _TAGS = Tags(
 _HEAD = re.compile(rf"\s*([^\s<>]+)\s*{re.escape(_SEPARATOR)}\s*")
 _ID = re.compile(r"(?:functions\.)?(.+?)(:[0-9]+)?")
 _MANGLED_ID = re.compile(r"functions[._]?(.+?)[:_]?[0-9]*")
+
+
+SHAPE = CallShape(
+    begin=_SECTION,
+    open=_CALL + "functions.{name}:{number}" + _SEPARATOR,
+    close=_CALL_END,
+    end=_SECTION_END,
+    arguments=JsonArguments(),
+)
 
 
 def detects(template_text: str) -> bool:

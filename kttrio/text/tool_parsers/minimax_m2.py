@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kttrio.text.call_grammar import Grammar, Header, Tag, read_bracketed
+from kttrio.text.call_lark import CallShape, TaggedArguments
 from kttrio.text.tagged_calls import TaggedCallParser
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 
@@ -33,6 +34,17 @@ _GRAMMAR = Grammar(
     read_argument=_read_quoted,
     bare_calls=False,
     separator="\n",
+)
+
+
+SHAPE = CallShape(
+    begin="<minimax:tool_call>\n",
+    open='<invoke name="{name}">\n',
+    close="</invoke>\n",
+    end="</minimax:tool_call>",
+    arguments=TaggedArguments(
+        grammar=_GRAMMAR, open='<parameter name="{key}">', close="</parameter>\n"
+    ),
 )
 
 

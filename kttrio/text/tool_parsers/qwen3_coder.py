@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kttrio.text.call_grammar import Grammar, Tag, read_bracketed
+from kttrio.text.call_lark import CallShape, TaggedArguments
 from kttrio.text.tagged_calls import TaggedCallParser
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 
@@ -26,6 +27,16 @@ _GRAMMAR = Grammar(
     read_call=read_bracketed,
     read_argument=read_bracketed,
     padding="\n",
+)
+
+
+SHAPE = CallShape(
+    open="<tool_call>\n<function={name}>\n",
+    close="</function>\n</tool_call>",
+    between="\n",
+    arguments=TaggedArguments(
+        grammar=_GRAMMAR, open="<parameter={key}>\n", close="\n</parameter>\n"
+    ),
 )
 
 

@@ -232,6 +232,7 @@ class _Server:
             build_app(self._state),
             self._settings.server,
             calls=GrpcServer(self._state).serve,
+            meter=self._state.meter,
             shutdown=self._closing.wait,
             task_status=task_status,
         )

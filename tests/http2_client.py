@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import h2.config
@@ -19,6 +20,7 @@ from kttrio.server.grpc_messages import MESSAGES
 from tests.http_front import MODEL, Front
 
 PREFIX = struct.Struct(">BI")
+NOTHING: Mapping[str, str | None] = MappingProxyType({})
 INFERENCE = "/inference.GRPCInferenceService"
 
 
@@ -67,17 +69,24 @@ class Http2Client:
     async def flush(self) -> None:
         await self.stream.send_all(self.engine.data_to_send())
 
-    def begin(self, path: str, *fields: tuple[str, str], end: bool = False) -> int:
+    def begin(
+        self,
+        path: str,
+        *fields: tuple[str, str],
+        replaced: Mapping[str, str | None] = NOTHING,
+        end: bool = False,
+    ) -> int:
         """Write a request's head, to be sent with what comes next."""
         number = self.engine.get_next_available_stream_id()
         head = {":method": "POST", ":scheme": "http", ":authority": "test", ":path": path}
-        head |= {"te": "trailers", "content-type": "application/grpc"}
+        head |= {"te": "trailers", "content-type": "application/grpc", **replaced}
+        given = [(name, value) for name, value in head.items() if value is not None]
         self.answers[number] = Answer()
-        self.engine.send_headers(number, [*head.items(), *fields], end_stream=end)
+        self.engine.send_headers(number, [*given, *fields], end_stream=end)
         return number
 
-    async def open(self, path: str, *fields: tuple[str, str], end: bool = False) -> int:
-        number = self.begin(path, *fields, end=end)
+    async def open(self, path: str, *fields: tuple[str, str], **how: Any) -> int:
+        number = self.begin(path, *fields, **how)
         await self.flush()
         return number
 

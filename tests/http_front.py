@@ -263,6 +263,7 @@ async def running_front(
                     app,
                     config,
                     calls=GrpcServer(state).serve,
+                    meter=state.meter,
                     shutdown=shutdown.wait,
                     task_status=task_status,
                 )

@@ -153,6 +153,8 @@ def _set_up_logging(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # It writes header fields down as it reads them, keys and all.
+    logging.getLogger("hpack").setLevel(logging.WARNING)
 
 
 class TerminalFace:

@@ -12,12 +12,11 @@ from kttrio.server.decoding import Answer
 from kttrio.server.prompting import Intake, Prepared
 from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
-from kttrio.server.visits import VISIT
+from kttrio.server.visits import current_id
 
 
 def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
     """What preparing a request of `num_bytes` needs beside it."""
-    visit = VISIT.get()
     return Intake(
         request_id=request_id,
         num_bytes=num_bytes,
@@ -25,7 +24,7 @@ def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:
         most_sequences=state.engine.most_sequences,
         seed=state.seeds.getrandbits(63),
         constraints=state.constraints,
-        visit_id=None if visit is None else visit.id,
+        visit_id=current_id(),
     )
 
 

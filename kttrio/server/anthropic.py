@@ -29,6 +29,7 @@ from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest
 from kttrio.server.served_model import ServedModel
 from kttrio.server.state import AppState, new_id
+from kttrio.server.visits import current_id
 
 TAG = "Anthropic"
 OPERATIONS = (
@@ -78,7 +79,14 @@ async def _answer(state: AppState) -> Response:
     model, id = state.model, new_id("msg")
     body, asked, num_bytes = await _read(model, MessagesBody, to_answer)
     prepared = await prepare_chat(model, asked, open_intake(state, id, num_bytes))
-    head = Head(id, model.name, prepared.num_prompt_tokens, body.max_tokens, _shows(body))
+    head = Head(
+        id=id,
+        model=model.name,
+        num_prompt_tokens=prepared.num_prompt_tokens,
+        max_tokens=body.max_tokens,
+        shows_thinking=_shows(body),
+        request_id=current_id(),
+    )
     if body.stream:
         return stream(state, prepared, lambda events: MessageStream(head, events), keep_alive=PING)
     (answer,), completion = await collect(state, prepared)

@@ -44,5 +44,6 @@ ERROR: Schema = record_of(
     {
         "type": one_of("error"),
         "error": record_of({"type": STRING, "message": STRING}, details=OBJECT),
+        "request_id": nullable(STRING),
     }
 )

@@ -239,13 +239,8 @@ def to_count(body: CountBody, model: ServedModel) -> ChatRequest:
 
 def _chat(body: CountBody, model: ServedModel, options: Options) -> ChatRequest:
     check_model(body.model, model.name)
-    choice, template = body.tool_choice, model.template
-    late = has_late_system(body.messages) and template is not None
-    chat = read_chat(
-        body.system,
-        body.messages,
-        late_system=late and template is not None and knows_late_system(template),
-    )
+    choice = body.tool_choice
+    chat = read_chat(body.system, body.messages, late_system=_late_system(body, model))
     return ChatRequest(
         options=options,
         messages=chat.messages,
@@ -256,6 +251,12 @@ def _chat(body: CountBody, model: ServedModel, options: Options) -> ChatRequest:
         continues=_is_begun(chat.messages),
         template_kwargs=_template_kwargs(body, model),
     )
+
+
+def _late_system(body: CountBody, model: ServedModel) -> bool:
+    """Whether system messages stay where they stand amid the chat."""
+    template = model.template
+    return template is not None and has_late_system(body.messages) and knows_late_system(template)
 
 
 def _is_begun(chat: Sequence[Mapping[str, Any]]) -> bool:

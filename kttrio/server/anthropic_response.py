@@ -27,6 +27,7 @@ from kttrio.server.decoding import (
     changes,
 )
 from kttrio.server.errors import ApiError, aborted
+from kttrio.server.visits import current_id
 
 HOLE = "%text%"
 ERROR_TYPES: Mapping[int, str] = MappingProxyType(
@@ -40,12 +41,7 @@ ERROR_TYPES: Mapping[int, str] = MappingProxyType(
     }
 )
 STOP_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "stop": "end_turn",
-        "tool_calls": "tool_use",
-        "length": "max_tokens",
-        "abort": "max_tokens",  # there is no better word for an answer that was cut off
-    }
+    {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}
 )
 UNTHREADED: Mapping[str, Any] = MappingProxyType({"error_code": "thread_unsupported_request"})
 """Has Anthropic's tool runner send the whole history, instead of a thread to go on with."""
@@ -61,6 +57,8 @@ class Head:
     max_tokens: int
     """As asked for; the context may have room for fewer."""
     shows_thinking: bool
+    request_id: str | None
+    """Of the HTTP request, which errors tell."""
 
     def message(self) -> dict[str, Any]:
         """The message before anything is said."""
@@ -207,7 +205,7 @@ class MessageStream:
         if error is None and self._finish == "abort":
             error = aborted()
         if error is not None:
-            self._stream.put(event(error_body(error)))
+            self._stream.put(event(error_fields(error, self._head.request_id)))
         else:
             self._stream.put(b"".join([*self._close(), *self._last(usage)]))
         self._stream.end()
@@ -226,10 +224,16 @@ def _template(index: int, kind: str, field: str) -> sse.EventTemplate:
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
+    """Anthropic's error object, for the request that this task works for."""
+    return error_fields(error, current_id())
+
+
+def error_fields(error: ApiError, request_id: str | None) -> dict[str, Any]:
     """Anthropic's error object, also the content of an error event in a stream."""
     usual = "invalid_request_error" if error.status < 500 else "api_error"
     kind, message = ERROR_TYPES.get(error.status, usual), error.message
     if error.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # agents look for it, and shorten their history
     details = {"details": dict(UNTHREADED)} if error.param == "thread" else {}
-    return {"type": "error", "error": {"type": kind, "message": message, **details}}
+    told = {"type": kind, "message": message, **details}
+    return {"type": "error", "error": told, "request_id": request_id}

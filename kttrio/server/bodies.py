@@ -22,7 +22,15 @@ async def read_body(build: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
     """What `build` makes of the request's JSON object, whatever its content type says, and the
     length of the body in bytes. Long ones are read in a thread. Raises ApiError."""
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    return await off_loop(len(body), lambda: build(parse_object(body))), len(body)
+    return await off_loop(len(body), lambda: _build(body, build)), len(body)
+
+
+def _build(body: bytes, build: Callable[[dict[str, Any]], T]) -> T:
+    """What can just be parsed may be nested too deeply for what comes after."""
+    try:
+        return build(parse_object(body))
+    except RecursionError:
+        raise BadRequestError("The request body is nested too deeply.") from None
 
 
 def parse_object(

@@ -17,7 +17,8 @@ import trio
 
 from kttrio.engine.engine import Engine, EventStream
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
-from kttrio.request import FinishReason, TokenEvent
+from kttrio.request import Constraint, FinishReason, TokenEvent
+from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer, Decoder, Delta
 from kttrio.server.errors import ApiError
 from kttrio.server.failures import log_failure
@@ -65,13 +66,16 @@ class Listener(Protocol):
 class Choice:
     """One sequence of a request; `feed` is the engine's sink."""
 
-    def __init__(self, index: int, decoder: Decoder, completion: Completion) -> None:
+    def __init__(
+        self, index: int, decoder: Decoder, constraint: Constraint | None, completion: Completion
+    ) -> None:
         self.finished = False
         self.end = "abort"
         """Why it ended: left alone, because nobody waits for it any more."""
         self.stream: EventStream | None = None
         self._index = index
         self._decoder = decoder
+        self._constraint = constraint
         self._completion = completion
         self._listener = completion.listener
 
@@ -82,7 +86,7 @@ class Choice:
         completion = self._completion
         try:
             if event.finish is ERROR:
-                completion.fail(_engine_failure(event))
+                completion.fail(_failure(event, self._constraint))
                 return
             if completion.waits:
                 completion.begin()
@@ -125,7 +129,10 @@ class Completion:
         self._meter = meter
         self._speculates = False
         self._choices = [
-            Choice(index, decoder, self) for index, decoder in enumerate(prepared.decoders)
+            Choice(index, decoder, request.constraint, self)
+            for index, (decoder, request) in enumerate(
+                zip(prepared.decoders, prepared.requests, strict=True)
+            )
         ]
 
     @asynccontextmanager
@@ -253,6 +260,9 @@ def refusal(error: RequestTooLarge | QueueFull | EngineClosed) -> ApiError:
     return ApiError(503, str(error), code="engine_unavailable", retry_after=1)
 
 
-def _engine_failure(event: TokenEvent) -> ApiError:
+def _failure(event: TokenEvent, constraint: Constraint | None) -> ApiError:
+    """Of the engine, unless what the request asked for could not be held to."""
+    if isinstance(constraint, MatchedConstraint) and constraint.complaint is not None:
+        return ApiError(400, constraint.complaint, code="invalid_value")
     message = event.error or "The engine ended this request."
     return ApiError(500, message, code="engine_error")

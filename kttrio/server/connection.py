@@ -20,6 +20,8 @@ from typing import Protocol
 import trio
 
 from kttrio.config import ServerConfig
+from kttrio.server.failures import log_failure
+from kttrio.server.meter import Meter
 from kttrio.server.tls import Seal
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Connections:
     """What the connections of one server share, over all its ports."""
 
     config: ServerConfig
+    meter: Meter
     closing: bool = False
     open: set[Connection] = field(default_factory=set)
 
@@ -73,14 +76,17 @@ class Connections:
         connection = Connection(self, stream, speaker.tls)
         try:
             if len(self.open) >= self.config.max_connections:
+                self.meter.refused_connections += 1
                 await connection.refuse(speaker.refusal)
                 return
             self.open.add(connection)
+            self.meter.connections = len(self.open)
             await connection.serve(speaker)
-        except Exception:
-            logger.exception("a connection failed and was closed")
+        except Exception as error:
+            log_failure(logger, "a connection failed and was closed", error)
         finally:
             self.open.discard(connection)
+            self.meter.connections = len(self.open)
             connection.broken = True  # before its file descriptor is anyone else's
             await trio.aclose_forcefully(stream)
 
@@ -101,6 +107,7 @@ class Connection:
         self._stream = stream
         self._socket = stream.socket
         self._fd = stream.socket.fileno()
+        _find_out_who_vanishes(self._socket)
         self._seal = Seal(tls) if tls is not None else None
         self._unsent = bytearray()
         self._longest = 0
@@ -272,3 +279,13 @@ class Connection:
             self._socket.shutdown(socket.SHUT_WR)
             while await self._stream.receive_some(MAX_RECV):
                 pass
+
+
+def _find_out_who_vanishes(sock: trio.socket.SocketType) -> None:
+    """Have the kernel ask a silent client after a minute whether it is there: one whose network
+    failed says no goodbye, and a stream of requests that is open may be silent for long."""
+    with suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+            if (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -7,11 +7,11 @@ is to draw by them. Grammars are compiled in other threads, for that may take lo
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Lock, Thread
+from time import monotonic, thread_time
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -19,11 +19,17 @@ import trio
 
 from kttrio.request import Constraint, Masks
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
+from kttrio.text.grammar_error import GrammarError
 
 NUM_THREADS = 4
 """That make masks. Masks take a tenth of a millisecond, and Python a part of that alone."""
-MASK_SECONDS = 10.0
-"""A step waits no longer for masks: other sequences wait with it."""
+MASK_SECONDS = 5.0
+"""So long after they were asked for masks are given up: other sequences wait with that one."""
+MOST_DEBT = 0.25
+"""Seconds of a processor that a grammar may take ahead of its due; the first masks take longest."""
+DUE = 0.002
+"""Seconds of a processor that are due for each mask; most take a fiftieth."""
 NUM_COMPILING = 2
 """Grammars that are compiled at the same time."""
 MOST_WAITING = 64
@@ -34,14 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class Matcher(Protocol):
-    """Follows one answer through its grammar. One thread at a time."""
+    """Follows one answer through its grammar. One thread at a time. Both raise GrammarError where
+    that takes too much."""
 
     def masks(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
         """What may come next and behind each draft, as `request.Masks` has it."""
         ...
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """The answer goes on with these. Raises where it may not."""
+        """The answer goes on with these."""
         ...
 
 
@@ -51,7 +58,8 @@ class _Job:
     def __init__(self, work: Callable[[], Sequence[bytes | None]]) -> None:
         self._work = work
         self._masks: Sequence[bytes | None] | None = None
-        self._deadline = time.monotonic() + MASK_SECONDS
+        self._reason = "the masks of the answer could not be made; the server's log says why"
+        self._deadline = monotonic() + MASK_SECONDS
         self._underway = Lock()  # held until the masks are there: the cheapest event there is
         self._underway.acquire()
 
@@ -59,20 +67,20 @@ class _Job:
         """Make them. Whatever goes wrong is the business of who waits."""
         try:
             self._masks = self._work()
+        except GrammarError as error:
+            self._reason = str(error)
         except BaseException as error:  # a panic of the matcher's library is no Exception
-            # Its text may quote the request.
-            logger.error("the masks of an answer failed: %s", type(error).__name__)
-            logger.debug("this was", exc_info=error)
+            log_failure(logger, "the masks of an answer could not be made", error)
         finally:
             self._underway.release()
 
     def wait(self) -> Sequence[bytes | None]:
-        left = max(self._deadline - time.monotonic(), 0.0)
+        left = max(self._deadline - monotonic(), 0.0)
         if not self._underway.acquire(timeout=left):
             raise RuntimeError(f"what may come next was not known within {MASK_SECONDS:g} s")
         self._underway.release()
         if self._masks is None:
-            raise RuntimeError("the grammar that the answer must follow broke down")
+            raise RuntimeError(self._reason)
         return self._masks
 
 
@@ -119,6 +127,9 @@ class MatchedConstraint:
     What is drawn waits here until masks are asked for. It can happen that these are asked for a
     second time before the first are made, because the step was given up: then they take turns,
     and either takes along what was drawn.
+
+    All sequences of a step wait for the slowest masks. So a grammar that goes on to take much
+    longer than others, as ambiguous ones do when the answer grows, ends its own answer.
     """
 
     def __init__(self, matcher: Matcher, threads: MaskThreads) -> None:
@@ -126,6 +137,9 @@ class MatchedConstraint:
         self._threads = threads
         self._drawn: deque[int] = deque()
         self._turn = Lock()
+        self._debt = 0.0
+        self.complaint: str | None = None
+        """Why the grammar cannot be followed any further: its own fault, so the request's."""
 
     def masks(self, drafts: tuple[int, ...]) -> Masks:
         return self._threads.begin(lambda: self._make(drafts))
@@ -135,10 +149,28 @@ class MatchedConstraint:
 
     def _make(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
         with self._turn:
-            drawn = [self._drawn.popleft() for _ in range(len(self._drawn))]
-            if drawn:
-                self._matcher.advance(drawn)
-            return self._matcher.masks(drafts)
+            begin = thread_time()
+            try:
+                masks = self._follow(drafts)
+                self._charge(thread_time() - begin, due=DUE * len(masks))
+            except GrammarError as error:
+                self.complaint = f"The answer cannot follow its grammar any further: {error}"
+                raise
+            return masks
+
+    def _follow(self, drafts: tuple[int, ...]) -> Sequence[bytes | None]:
+        drawn = [self._drawn.popleft() for _ in range(len(self._drawn))]
+        if drawn:
+            self._matcher.advance(drawn)
+        return self._matcher.masks(drafts)
+
+    def _charge(self, seconds: float, *, due: float) -> None:
+        self._debt = max(self._debt + seconds - due, 0.0)
+        if self._debt > MOST_DEBT:
+            raise GrammarError(
+                "it takes too long to find out which tokens may come next; make it simpler, above "
+                "all where it can be read in several ways"
+            )
 
 
 class Constraints:

@@ -14,9 +14,12 @@ from math import inf
 
 import trio
 
+from kttrio.config import ServerConfig
 from kttrio.server.errors import ApiError
+from kttrio.server.failures import log_failure
 from kttrio.server.grpc_status import RpcError, Status, rpc_error, status_fields
-from kttrio.server.http2 import ServerEnds, Stream
+from kttrio.server.http2_stream import Headers, ServerEnds, Stream
+from kttrio.server.visits import Visit, named
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +41,12 @@ Run = Callable[["Call"], Awaitable[None]]
 class Call:
     """A call that came in. Messages are pushed as they are made, by whoever makes them."""
 
-    def __init__(self, stream: Stream, *, max_message_bytes: int, body_timeout: float) -> None:
+    def __init__(self, stream: Stream, visit: Visit, limits: ServerConfig) -> None:
         self.path = stream.headers.get(b":path", b"").decode("latin-1")
         self._stream = stream
-        self._max_message_bytes = max_message_bytes
-        self._body_timeout = body_timeout
+        self._visit = visit
+        self._max_message_bytes = limits.max_body_bytes
+        self._body_timeout = limits.body_timeout
         self._arrived = bytearray()
         self._started = False
 
@@ -126,11 +130,12 @@ class Call:
 
     def finish(self, status: Status = Status.OK, message: str = "") -> None:
         """End the call, after what still waits."""
+        self._visit.status = status
         if self._started:
             self._stream.end(status_fields(status, message))
         else:
             self._started = True
-            self._stream.start([*HEAD, *status_fields(status, message)], end=True)
+            self._stream.start([*self._head, *status_fields(status, message)], end=True)
 
     @property
     def unsent(self) -> int:
@@ -144,7 +149,11 @@ class Call:
     def _start(self) -> None:
         if not self._started:
             self._started = True
-            self._stream.start(HEAD)
+            self._stream.start(self._head)
+
+    @property
+    def _head(self) -> Headers:
+        return [*HEAD, (b"x-request-id", self._visit.id.encode())]
 
     # The whole
 
@@ -163,8 +172,8 @@ class Call:
             self.finish(Status.UNAVAILABLE, "The server is shutting down.")
         except trio.TooSlowError:
             self.finish(Status.DEADLINE_EXCEEDED, "The deadline of the call has passed.")
-        except Exception:
-            logger.exception("%s failed", self.path[:200])
+        except Exception as error:
+            log_failure(logger, f"{named()} failed", error)
             self.finish(Status.INTERNAL, "The server failed to answer; its log says why.")
 
     def _seconds(self) -> float:

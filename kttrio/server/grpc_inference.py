@@ -24,7 +24,7 @@ from kttrio.server.grpc_tensors import (
     read_request,
     write_response,
 )
-from kttrio.server.http2 import ServerEnds
+from kttrio.server.http2_stream import ServerEnds
 from kttrio.server.inference import Inference
 from kttrio.server.prompting import off_loop
 from kttrio.server.state import AppState

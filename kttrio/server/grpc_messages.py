@@ -159,7 +159,11 @@ FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Of each message its fields: number, `repeated` or `map` from strings, type, name."""
 
 CHOICES: Mapping[str, str] = MappingProxyType(
-    {"InferParameter": "parameter_choice", "ModelRepositoryParameter": "parameter_choice"}
+    {
+        "InferParameter": "parameter_choice",
+        "ModelRepositoryParameter": "parameter_choice",
+        "ModelVersionPolicy": "policy_choice",
+    }
 )
 """Messages of which at most one field is set, and the name of that choice."""
 

@@ -10,9 +10,10 @@ from kttrio.server.grpc_call import Call, is_grpc
 from kttrio.server.grpc_health import HealthService
 from kttrio.server.grpc_inference import InferenceService
 from kttrio.server.grpc_status import RpcError, Status
-from kttrio.server.http2 import Stream
+from kttrio.server.http2_stream import Stream
 from kttrio.server.keys import Keys, presented
-from kttrio.server.state import AppState
+from kttrio.server.state import AppState, new_id
+from kttrio.server.visits import NO_ROUTE, SHOWN_PATH, VISIT, Journal, Visit, request_id
 
 INFERENCE, HEALTH = f"/{grpc_inference.NAME}", f"/{grpc_health.NAME}"
 POLLED = frozenset(
@@ -28,6 +29,7 @@ class GrpcServer:
 
     def __init__(self, state: AppState) -> None:
         self._config = state.config
+        self._journal = Journal(state.config, state.meter)
         self._keys = Keys(state.config)
         inference, health = InferenceService(state), HealthService(state)
         self._methods: dict[str, Run] = {
@@ -42,11 +44,24 @@ class GrpcServer:
         """Answer one call."""
         if not is_grpc(stream):
             return
-        config = self._config
-        call = Call(
-            stream, max_message_bytes=config.max_body_bytes, body_timeout=config.body_timeout
+        visit = self._open(stream)
+        VISIT.set(visit)
+        try:
+            await Call(stream, visit, self._config).run(self._run)
+        finally:
+            self._journal.note(visit)
+
+    def _open(self, stream: Stream) -> Visit:
+        path = stream.headers.get(b":path", b"").decode("latin-1")
+        return Visit(
+            id=request_id(stream.headers, new_id),
+            method="gRPC",
+            path=path[:SHOWN_PATH],
+            client=stream.client,
+            route=path if path in self._methods else NO_ROUTE,
+            status=Status.CANCELLED,
+            polled=path in POLLED,
         )
-        await call.run(self._run)
 
     async def _run(self, call: Call) -> None:
         if call.path not in POLLED:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -27,7 +26,10 @@ import trio
 
 from kttrio.server import connection as connections
 from kttrio.server.connection import Connection
+from kttrio.server.failures import log_failure
 from kttrio.server.http2_frames import FrameScan, Patience, RuleBroken, goodbye
+from kttrio.server.http2_stream import Code, Headers, Stream
+from kttrio.server.visits import address
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +38,8 @@ MAX_STREAMS = 128
 STREAM_WINDOW = 1 << 16
 """Bytes of a stream's body that may wait for its handler."""
 MAX_HEADER_BYTES = 1 << 14
-MAX_STREAM_UNSENT = 1 << 20
-"""Bytes that may wait for a client to read one stream, beside the longest push."""
 
-Headers = Sequence[tuple[bytes, bytes]]
-Handler = Callable[["Stream"], Awaitable[None]]
-Code = h2.errors.ErrorCodes
-
-
-class ServerEnds(Exception):
-    """The server ends, and waits for no more of a request."""
+Handler = Callable[[Stream], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -70,140 +64,6 @@ class Http2Speaker:
         await Session(connection, self.handler).run()
 
 
-class Stream:
-    """One request and its answer. All but `receive` and `flush` is done at once.
-
-    The handler is cancelled when the client resets the stream, or leaves, or is cut.
-    """
-
-    def __init__(self, session: Session, number: int, headers: Headers) -> None:
-        self.headers = dict(headers)
-        self.number = number
-        self.scope = trio.CancelScope()
-        """The handler's."""
-        self._session = session
-        self._arrived: deque[tuple[bytes, int]] = deque()
-        self._arriving = True
-        self._news = trio.Event()
-        self._unsent = bytearray()
-        self._longest = 0
-        self._trailers: Headers | None = None
-        self._sending = True
-        self._moved = trio.Event()
-
-    # The request
-
-    async def receive(self) -> bytes:
-        """The next piece of the body, b"" at its end. Raises ServerEnds."""
-        while not self._arrived:
-            if not self._arriving:
-                return b""
-            if self._session.closing:
-                raise ServerEnds
-            self._news = trio.Event()
-            await self._news.wait()
-        data, num_bytes = self._arrived.popleft()
-        self._session.acknowledge(self, num_bytes)
-        return data
-
-    def take(self, data: bytes, num_bytes: int) -> None:
-        """A piece of the body has arrived; with its padding it took `num_bytes` of the window."""
-        if self.scope.cancel_called or not self._sending or not data:
-            self._session.acknowledge(self, num_bytes)
-            return
-        self._arrived.append((data, num_bytes))
-        self._news.set()
-
-    def take_end(self) -> None:
-        self._arriving = False
-        self._news.set()
-
-    def begin_close(self) -> None:
-        """Wake whoever waits for more of the request."""
-        self._news.set()
-
-    @property
-    def complete(self) -> bool:
-        """Whether both sides have said all."""
-        return not (self._arriving or self._sending)
-
-    # The answer
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that wait for the client's window or for the connection."""
-        return len(self._unsent)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether something can be sent, or is still to be."""
-        return self._sending
-
-    def start(self, headers: Headers, *, end: bool = False) -> None:
-        """Send the head of the answer; with `end` that is all of it."""
-        if self._sending:
-            self._sending = not end
-            self._session.send_headers(self, headers, end=end)
-
-    def push(self, data: bytes) -> bool:
-        """Send now what the client takes; False when some waits for `flush`. Never raises."""
-        if not self._sending:
-            return True
-        self._longest = max(self._longest, len(data))
-        self._unsent += data
-        self._session.pump(self)
-        if len(self._unsent) > self._longest + MAX_STREAM_UNSENT:
-            logger.warning("a client leaves %d bytes of a stream unread", len(self._unsent))
-            self.reset(Code.ENHANCE_YOUR_CALM)
-        return not self._unsent
-
-    def end(self, trailers: Headers) -> None:
-        """Nothing follows but what waits, and `trailers`."""
-        self._trailers = trailers
-        self._session.pump(self)
-
-    async def flush(self) -> None:
-        """Wait until nothing waits. A client that takes nothing for the write timeout loses the
-        stream."""
-        while self._unsent:
-            limit = self._session.write_timeout
-            with trio.move_on_after(limit) as deadline:
-                await self._moved.wait()
-            if deadline.cancelled_caught:
-                logger.warning("a client has read nothing of a stream for %g s", limit)
-                self.reset(Code.CANCEL)
-        await trio.lowlevel.checkpoint()  # goes no further where the stream is lost
-
-    def send_frame(self, most: int) -> bytes:
-        """Take what one frame holds from what waits."""
-        data = bytes(self._unsent[:most])
-        del self._unsent[:most]
-        self._note_move()
-        return data
-
-    def take_trailers(self) -> Headers | None:
-        """The trailers, once, when nothing waits any more."""
-        if self._unsent or self._trailers is None or not self._sending:
-            return None
-        self._sending = False
-        return self._trailers
-
-    def reset(self, code: Code) -> None:
-        """Give the stream up, and let the client know."""
-        self._session.reset(self, code)
-
-    def lose(self) -> None:
-        """The stream is gone: cancel what runs for it."""
-        self._sending = self._arriving = False
-        self._unsent.clear()
-        self._note_move()
-        self.scope.cancel()
-
-    def _note_move(self) -> None:
-        self._moved.set()
-        self._moved = trio.Event()
-
-
 class Session:
     """One client and its streams."""
 
@@ -219,11 +79,13 @@ class Session:
         self._patience = Patience()
         self._farewell = Code.NO_ERROR
         self._attention = trio.Event()
+        self._client = ""
         self._tasks: trio.Nursery
 
     async def run(self) -> None:
         """Serve streams until either side closes, or the server ends and the last one is over."""
         connection = self._connection
+        self._client = address(*connection.ends[0])
         connection.on_closing = self._begin_close
         connection.stop_reading_in(connection.pool.config.header_timeout)
         async with trio.open_nursery() as self._tasks:
@@ -313,8 +175,8 @@ class Session:
             try:
                 await self._handler(stream)
                 await stream.flush()
-            except Exception:
-                logger.exception("a request over HTTP/2 failed")
+            except Exception as error:
+                log_failure(logger, "a request over HTTP/2 failed", error)
         if stream.is_open:
             self.reset(stream, Code.INTERNAL_ERROR)
         elif not stream.complete:
@@ -346,17 +208,18 @@ class Session:
     # What streams ask for
 
     @property
+    def client(self) -> str:
+        return self._client
+
+    @property
     def write_timeout(self) -> float:
-        """Seconds after which a client that reads nothing of a stream loses it."""
         return self._connection.write_timeout
 
     @property
     def closing(self) -> bool:
-        """Whether the server ends."""
         return self._connection.pool.closing
 
     def acknowledge(self, stream: Stream, num_bytes: int) -> None:
-        """So many bytes of the stream's body wait no more."""
         self._acknowledge(stream.number, num_bytes)
         self._send()
 
@@ -366,21 +229,18 @@ class Session:
                 self._engine.acknowledge_received_data(num_bytes, number)
 
     def send_headers(self, stream: Stream, headers: Headers, *, end: bool) -> None:
-        """Send with the next frame of the stream, or now where it is the last."""
         with suppress(h2.exceptions.ProtocolError):
             self._engine.send_headers(stream.number, headers, end_stream=end)
         if end:
             self._send()
 
     def reset(self, stream: Stream, code: Code) -> None:
-        """End the stream at once."""
         with suppress(h2.exceptions.ProtocolError):
             self._engine.reset_stream(stream.number, code)
         self._send()
         self._drop(stream)
 
     def pump(self, stream: Stream) -> None:
-        """Send what the stream has, as far as both windows and the kernel take it."""
         while stream.unsent and not self._connection.unsent and (most := self._room(stream)):
             with suppress(h2.exceptions.ProtocolError):
                 self._engine.send_data(stream.number, stream.send_frame(most))
@@ -390,7 +250,12 @@ class Session:
         if (trailers := stream.take_trailers()) is not None:
             self.send_headers(stream, trailers, end=True)
         self._send()
-        self._weigh()
+
+    def weigh(self) -> None:
+        unsent = [stream.unsent for stream in self._streams.values() if stream.unsent]
+        if sum(unsent) > connections.MAX_UNSENT + max(unsent, default=0):
+            logger.warning("a client leaves %d bytes of its streams unread", sum(unsent))
+            self._connection.cut()
 
     def _room(self, stream: Stream) -> int:
         try:
@@ -405,13 +270,6 @@ class Session:
         data = self._engine.data_to_send()
         if data and not self._connection.push(data):
             self._attention.set()
-
-    def _weigh(self) -> None:
-        """Cut a client that leaves too much unread on all its streams together."""
-        unsent = [stream.unsent for stream in self._streams.values() if stream.unsent]
-        if sum(unsent) > connections.MAX_UNSENT + max(unsent, default=0):
-            logger.warning("a client leaves %d bytes of its streams unread", sum(unsent))
-            self._connection.cut()
 
     async def _write(self) -> None:
         """Write what the kernel did not take at once; then the streams may go on."""

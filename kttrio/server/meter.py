@@ -32,7 +32,11 @@ class Meter:
     ends: Counter[str] = field(default_factory=Counter)
     """Answers by the reason for their end."""
     visits: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    """HTTP requests by method, route and status."""
+    """Requests over HTTP and gRPC by method, route and status."""
+    connections: int = 0
+    """Open now, over both."""
+    refused_connections: int = 0
+    """For there were too many."""
     lag: Histogram = field(default_factory=partial(Histogram, LAG_BOUNDS))
     """How late the event loop runs a task whose time has come."""
 

@@ -7,6 +7,7 @@ hits. All is read at the scrape: nothing here runs between two of them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,8 +25,11 @@ from quart import Blueprint, Response, request
 from quart_trio.wrappers import TrioResponse
 
 from kttrio.engine.measures import Histogram
+from kttrio.server.failures import log_failure
 from kttrio.server.operations import STRING, Operation
 from kttrio.server.state import AppState
+
+logger = logging.getLogger(__name__)
 
 COUNT_SECONDS = 1.0
 """A scrape waits so long for what only the runner knows, and goes without it then."""
@@ -63,11 +67,16 @@ def blueprint(state: AppState) -> Blueprint:
 
 
 async def _counts(state: AppState, limiter: trio.CapacityLimiter) -> Mapping[str, object]:
-    """What the runner counts; nothing where a long step keeps it from answering."""
+    """What the runner counts; nothing where a long step keeps it from answering, or where it is
+    broken: then all else is worth the more."""
     if state.count is None or not limiter.available_tokens:
         return {}
-    with trio.move_on_after(COUNT_SECONDS):
-        return await trio.to_thread.run_sync(state.count, abandon_on_cancel=True, limiter=limiter)
+    try:
+        with trio.move_on_after(COUNT_SECONDS):
+            count = state.count
+            return await trio.to_thread.run_sync(count, abandon_on_cancel=True, limiter=limiter)
+    except Exception as error:
+        log_failure(logger, "the runner could not count", error)
     return {}
 
 
@@ -85,6 +94,10 @@ class ServerCollector(Collector):
         yield from self._steps()
         yield from self._experts()
         yield self._visits()
+        meter = self.state.meter
+        yield self._gauge("kttrio:connections", "Open connections.", meter.connections)
+        help = "Connections refused by --max-connections."
+        yield self._counter("kttrio:refused_connections", help, meter.refused_connections)
 
     def _engine(self) -> Iterator[Metric]:
         stats, measures = self.state.engine.stats, self.state.engine.measures
@@ -162,7 +175,7 @@ class ServerCollector(Collector):
 
     def _visits(self) -> Metric:
         labels = ["method", "handler", "status"]
-        family = CounterMetricFamily("http_requests", "HTTP requests.", labels=labels)
+        family = CounterMetricFamily("http_requests", "Requests over HTTP and gRPC.", labels=labels)
         for (method, route, status), count in self.state.meter.visits.items():
             family.add_metric([method, route, str(status)], count)
         return family

@@ -6,6 +6,7 @@ Bodies are read in openai_request.py and answers written in openai_response.py.
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from quart import Blueprint, Response
@@ -97,7 +98,9 @@ def blueprint(state: AppState) -> Blueprint:
 
     @routes.get("/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [_model_fields(state)]})
+        name, data = state.model.name, [_model_fields(state)]
+        page = {"has_more": False, "first_id": name, "last_id": name}
+        return json_response({"object": "list", "data": data, **page})
 
     @routes.get("/models/<path:name>")
     async def model(name: str) -> Response:
@@ -109,12 +112,18 @@ def blueprint(state: AppState) -> Blueprint:
 
 
 def _model_fields(state: AppState) -> dict[str, Any]:
+    """In the words of OpenAI's clients and of Anthropic's: both ask at the same path."""
+    model, longest = state.model, state.engine.longest_sequence
     return {
-        "id": state.model.name,
+        "id": model.name,
         "object": "model",
-        "created": state.model.created,
+        "created": model.created,
         "owned_by": "kttrio",
-        "max_model_len": state.engine.longest_sequence,
+        "max_model_len": longest,
+        "type": "model",
+        "display_name": model.name,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
+        "max_input_tokens": longest,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kttrio.server.operations import (
+    BOOLEAN,
     INTEGER,
     NULL,
     NUMBER,
@@ -102,9 +103,21 @@ MODEL = record_of(
         "created": INTEGER,
         "owned_by": STRING,
         "max_model_len": INTEGER,
+        "type": one_of("model"),
+        "display_name": STRING,
+        "created_at": STRING,
+        "max_input_tokens": INTEGER,
     }
 )
-MODELS = record_of({"object": one_of("list"), "data": list_of(MODEL)})
+MODELS = record_of(
+    {
+        "object": one_of("list"),
+        "data": list_of(MODEL),
+        "has_more": BOOLEAN,
+        "first_id": STRING,
+        "last_id": STRING,
+    }
+)
 TOKENS = record_of(
     {"tokens": _IDS, "count": INTEGER, "max_model_len": INTEGER}, token_strs=list_of(STRING)
 )

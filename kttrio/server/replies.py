@@ -29,7 +29,12 @@ class LiveResponse(TrioResponse):
 
 def json_response(value: object, status: int = 200) -> Response:
     """`value` as JSON. Half characters, which a model may write, become question marks."""
-    body = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+    return written_response(json.dumps(value, ensure_ascii=False), status)
+
+
+def written_response(text: str, status: int = 200) -> Response:
+    """JSON that is already written."""
+    body = text.encode(errors="replace")
     return TrioResponse(body, status, content_type="application/json")
 
 

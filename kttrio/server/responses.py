@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from quart import Blueprint, Response
 
@@ -19,8 +18,16 @@ from kttrio.server.bodies import read_body
 from kttrio.server.errors import ApiError, BadRequestError
 from kttrio.server.operations import Operation, Parameter
 from kttrio.server.prompting import Prepared, chat_ids, prepare_chat
-from kttrio.server.replies import json_response
-from kttrio.server.responses_output import REASONING, SUMMARY, Head, new_id, whole_response
+from kttrio.server.replies import json_response, written_response
+from kttrio.server.responses_output import (
+    REASONING,
+    SUMMARY,
+    Head,
+    join_objects,
+    new_id,
+    whole_response,
+    write_json,
+)
 from kttrio.server.responses_request import AskedResponse, ResponsesBody, parse_response
 from kttrio.server.responses_stream import ResponsesStream
 from kttrio.server.state import AppState
@@ -132,7 +139,7 @@ async def _create(state: AppState) -> Response:
             lambda events: ResponsesStream(head, events, tokenizer, reasoning=reasoning),
         )
     answers, completion = await collect(state, prepared)
-    return json_response(
+    return written_response(
         whole_response(
             head,
             answers[0],
@@ -144,11 +151,11 @@ async def _create(state: AppState) -> Response:
     )
 
 
-def _echo(state: AppState, asked: AskedResponse, prepared: Prepared) -> dict[str, Any]:
+def _echo(state: AppState, asked: AskedResponse, prepared: Prepared) -> str:
     """What the response repeats, the checkpoint's own sampling where the request had none."""
     sampling = prepared.requests[0].sampling
     used = {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    return {**asked.echo, "model": state.model.name, **used}
+    return join_objects(asked.echo, write_json({"model": state.model.name, **used}))
 
 
 async def _count(state: AppState) -> Response:

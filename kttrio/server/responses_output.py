@@ -5,8 +5,9 @@ Whole answers are made here, and every piece of a streamed one (responses_stream
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,29 @@ class Head:
 
     id: str
     created_at: int
-    echo: Mapping[str, Any]
-    """The request's settings, as they were taken."""
+    echo: str
+    """The request's settings as they were taken: a JSON object, written once."""
 
 
-def response_object(
+def write_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def join_objects(first: str, second: str) -> str:
+    """One JSON object with the members of both, neither of which is empty."""
+    return f"{first[:-1]},{second[1:]}"
+
+
+def write_response(
     head: Head,
     status: str,
     output: Sequence[Item],
     *,
     usage: Usage | None = None,
     **changes: object,
-) -> dict[str, Any]:
-    """The response as it stands. `changes`: fields that are null but in this state."""
-    return {
+) -> str:
+    """The response as it stands, as JSON. `changes`: fields that are null but in this state."""
+    state = {
         "id": head.id,
         "object": "response",
         "created_at": head.created_at,
@@ -48,11 +58,11 @@ def response_object(
         "completed_at": None,
         "error": None,
         "incomplete_details": None,
-        **head.echo,
         "output": list(output),
         "usage": usage and usage_fields(usage),
         **changes,
     }
+    return join_objects(write_json(state), head.echo)
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:
@@ -171,8 +181,8 @@ def whole_response(
     tokenizer: Tokenizer,
     reasoning: TextShape,
     now: int,
-) -> dict[str, Any]:
-    """A response that has ended. `now`: Unix time in seconds."""
+) -> str:
+    """A response that has ended, as JSON. `now`: Unix time in seconds."""
     end = end_fields(answer.finish, now)
     parts = answer.parts or [Said("", ())]
     statuses = ["completed"] * (len(parts) - 1) + [end["status"]]
@@ -180,7 +190,7 @@ def whole_response(
         _item(part, status, tokenizer, reasoning)
         for part, status in zip(parts, statuses, strict=True)
     ]
-    return response_object(head, output=items, usage=usage, **end)
+    return write_response(head, output=items, usage=usage, **end)
 
 
 def _item(part: Part, status: str, tokenizer: Tokenizer, reasoning: TextShape) -> Item:

@@ -6,8 +6,7 @@ depends on comes with its request.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from types import MappingProxyType
@@ -15,7 +14,6 @@ from typing import Any
 
 from kttrio.server.kinds import (
     Boolean,
-    Either,
     Integer,
     Many,
     Object,
@@ -36,10 +34,18 @@ from kttrio.server.openai_forms import (
 )
 from kttrio.server.openai_request import EFFORTS, MAX_LOGPROBS, check_model, template_kwargs
 from kttrio.server.openai_sampling import sampling_options
-from kttrio.server.openai_tools import FunctionName, ToolUse, force, tool_name
-from kttrio.server.records import Checked, Nested, given, ignored, read, refused
+from kttrio.server.records import Nested, given, ignored, read, refused
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.responses_input import INPUT, Input, image_sources, template_messages
+from kttrio.server.responses_output import write_json
+from kttrio.server.responses_tools import (
+    TOOL_CHOICE,
+    TOOLS,
+    ToolChoice,
+    chat_tool,
+    served_functions,
+    use_tools,
+)
 from kttrio.text.grammar import Form
 
 LOGPROBS = "message.output_text.logprobs"
@@ -59,56 +65,6 @@ UNSAID = MappingProxyType({"description": None, "parameters": None, "strict": No
 SUMMARIES = ("auto", "concise", "detailed")
 STATELESS = "nothing is stored, send the whole history as 'input'"
 TEXT_FORMAT = "use 'text' with a 'format'"
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionTool:
-    """A function that the client runs."""
-
-    name: str = given(Text(1), "of the function", required=True)
-    description: str | None = given(Text(), "what it does")
-    parameters: dict[str, Any] | None = given(Object(), "JSON Schema of its arguments")
-    strict: bool | None = given(Boolean(), "forced calls follow the schema with or without it")
-
-
-FUNCTION = Checked(FunctionTool)
-
-
-def _tool(value: Any, path: str) -> dict[str, Any]:
-    """A function is checked; any other tool only needs a type to be skipped by."""
-    check_type(value, dict, "an object", path)
-    named = Text(1).read(value.get("type"), f"{path}.type")
-    return FUNCTION.read(value, path) if named == "function" else dict(value)
-
-
-def _tool_told() -> Mapping[str, Any]:
-    function = Tagged("type", {"function": FUNCTION}).schema()
-    other = {"type": "string", "minLength": 1, "not": {"const": "function"}}
-    skipped = {"type": "object", "properties": {"type": other}, "required": ["type"]}
-    return {"anyOf": [function, skipped]}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AllowedTools:
-    """Some of the tools."""
-
-    mode: str = given(OneOf(("auto", "required")), "whether one must be called", required=True)
-    tools: tuple[FunctionName, ...] = given(
-        Many(Tagged("type", {"function": Nested(FunctionName)}), least=1), "which", required=True
-    )
-
-
-TOOL_CHOICE = Either(
-    {
-        str: OneOf(("auto", "none", "required")),
-        dict: Tagged(
-            "type", {"function": Nested(FunctionName), "allowed_tools": Nested(AllowedTools)}
-        ),
-    }
-)
-ToolChoice = str | FunctionName | AllowedTools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +116,7 @@ class ResponsesBody(GuidedFields):
     stream: bool = given(Boolean(), "answer in server-sent events", default=False)
     max_output_tokens: int | None = given(Integer(1), "most tokens of the answer")
     tools: tuple[dict[str, Any], ...] = given(
-        Many(Told(_tool, _tool_told())),
+        TOOLS,
         "functions that the model may call; other types are skipped",
         default=(),
     )
@@ -214,16 +170,16 @@ class AskedResponse:
     chat: ChatRequest
     summarize: bool
     """Reasoning is told as a summary."""
-    echo: Mapping[str, Any]
-    """What the response repeats of its request."""
+    echo: str
+    """What the response repeats of its request: a JSON object."""
 
 
 def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> AskedResponse:
     """Read the body of POST /v1/responses, or of its /input_tokens; raises ApiError."""
     body = read(ResponsesBody, value)
     check_model(body.model, model)
-    functions = _functions(body.tools)
-    use = _use_tools(list(map(_chat_tool, functions)), body.tool_choice)
+    functions = served_functions(body.tools)
+    use = use_tools(list(map(chat_tool, functions)), body.tool_choice)
     thinks = body.reasoning or ReasoningFields()
     chat = ChatRequest(
         options=_options(body, vocab_size),
@@ -234,8 +190,11 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
         forced_calls=use.forced_calls,
         template_kwargs=template_kwargs(body.chat_template_kwargs, thinks.effort),
     )
+    written = write_json(_echo(body, value, functions))
     summarize = (thinks.summary or thinks.generate_summary) is not None
-    return AskedResponse(chat=chat, summarize=summarize, echo=_echo(body, value, functions))
+    return AskedResponse(
+        chat=chat, summarize=summarize, echo=write_json(_echo(body, value, functions))
+    )
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:
@@ -252,34 +211,6 @@ def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> lis
 
 def _is_systems(message: dict[str, Any]) -> bool:
     return message["role"] in ("system", "developer") and isinstance(message["content"], str)
-
-
-def _functions(tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools that are served."""
-    skipped = sorted({tool["type"] for tool in tools if tool["type"] != "function"})
-    if skipped:
-        logger.debug("tools of these types are skipped: %s", ", ".join(skipped))
-    return [tool for tool in tools if tool["type"] == "function"]
-
-
-def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """As chats have it, with no more than models were taught to read."""
-    told = ("name", "description", "parameters")
-    function = {name: tool[name] for name in told if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
-def _use_tools(tools: list[dict[str, Any]], choice: ToolChoice | None) -> ToolUse:
-    if isinstance(choice, FunctionName):
-        return force(tools, (choice.name,), "tool_choice.name", one_call=True)
-    if isinstance(choice, AllowedTools):
-        names = tuple(tool.name for tool in choice.tools)
-        use = force(tools, names, "tool_choice.tools")
-        told = [tool for tool in tools if tool_name(tool) in names]
-        return replace(use, tools=told, forced_calls=names if choice.mode == "required" else ())
-    if choice == "required":
-        return force(tools, tuple(map(tool_name, tools)), "tool_choice")
-    return ToolUse(tools=[] if choice == "none" else tools)
 
 
 def _options(body: ResponsesBody, vocab_size: int) -> Options:

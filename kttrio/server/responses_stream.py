@@ -21,9 +21,9 @@ from kttrio.server.responses_output import (
     call_item,
     end_fields,
     new_id,
-    response_object,
     text_item,
     token_logprobs,
+    write_response,
 )
 from kttrio.text.tokenizer import Tokenizer
 
@@ -43,6 +43,12 @@ class EventWriter:
         """An event to be sent by `flush`."""
         event = {"type": kind, "sequence_number": self._number, **fields}
         self._held.append(sse.event(event, kind))
+        self._number += 1
+
+    def add_response(self, kind: str, response: str) -> None:
+        """An event with the response as it stands, as JSON."""
+        start = f'{{"type":"{kind}","sequence_number":{self._number},"response":'
+        self._held.append(sse.frame(start + response + "}", kind))
         self._number += 1
 
     def add_delta(self, template: sse.NumberedTemplate, text: str) -> None:
@@ -161,7 +167,7 @@ class ResponsesStream:
         self._call: OpenCall | None = None
         self._finish: str | None = None
         for event in ("response.created", "response.in_progress"):
-            self._writer.add(event, response=response_object(head, "in_progress", ()))
+            self._writer.add_response(event, write_response(head, "in_progress", ()))
         self._writer.flush()
 
     def on_text(self, choice: int, text: str) -> None:
@@ -215,8 +221,8 @@ class ResponsesStream:
         if not self._output and not self._text and not self._call:
             self._open_text(MESSAGE)
         self._close(end["status"])
-        response = response_object(self._head, output=self._output, usage=usage, **end)
-        self._writer.add(f"response.{end['status']}", response=response)
+        response = write_response(self._head, output=self._output, usage=usage, **end)
+        self._writer.add_response(f"response.{end['status']}", response)
 
     def _fail(self, error: ApiError, usage: Usage) -> None:
         """Both ways in which clients look for an error; the second is the end of the response."""
@@ -224,11 +230,11 @@ class ResponsesStream:
         self._writer.add(
             "error", code=error.code or "server_error", message=error.message, param=error.param
         )
-        response = response_object(
+        response = write_response(
             self._head,
             "failed",
             self._output,
             usage=usage,
             error={"code": "server_error", "message": error.message},
         )
-        self._writer.add("response.failed", response=response)
+        self._writer.add_response("response.failed", response)

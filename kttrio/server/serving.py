@@ -18,6 +18,7 @@ from quart_trio import QuartTrio
 from kttrio.config import ConfigError, ServerConfig
 from kttrio.server import http1, http2
 from kttrio.server.connection import Connections, Speaker
+from kttrio.server.meter import Meter
 from kttrio.server.tls import server_context
 
 BACKLOG = 2048
@@ -46,6 +47,7 @@ async def serve_http(
     config: ServerConfig,
     *,
     calls: http2.Handler,
+    meter: Meter,
     shutdown: Callable[[], Awaitable[object]],
     task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -58,7 +60,7 @@ async def serve_http(
     an address cannot be bound or a certificate not used.
     """
     doors = await _open_doors(wrap_app(app, config.max_body_bytes, "asgi"), calls, config)
-    connections = Connections(config=config)
+    connections = Connections(config=config, meter=meter)
     async with trio.open_nursery() as clients:
         async with trio.open_nursery() as accepting:
             for door in doors:
@@ -77,8 +79,9 @@ async def serve_http(
 async def _open_doors(app: AppWrapper, calls: http2.Handler, config: ServerConfig) -> list[Door]:
     http = http1.Http1Speaker(app, server_context(config, http1.ALPN))
     grpc = http2.Http2Speaker(calls, server_context(config, http2.ALPN))
+    speakers: tuple[Speaker, ...] = (http, grpc)
     ports = await open_ports(config)
-    return [Door(*pair) for pair in zip((http, grpc), ports, strict=False)]
+    return [Door(who, listeners) for who, listeners in zip(speakers, ports, strict=False)]
 
 
 async def open_ports(config: ServerConfig) -> list[list[trio.SocketListener]]:

@@ -32,7 +32,11 @@ Send = Callable[[Any], Awaitable[None]]
 def event(value: object, name: str | None = None) -> bytes:
     """`value` as one event, with an `event:` line where it has a name. Half characters, which a
     model may write, become question marks."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return frame(json.dumps(value, ensure_ascii=False, separators=(",", ":")), name)
+
+
+def frame(text: str, name: str | None = None) -> bytes:
+    """An event whose data, of one line, is already written."""
     line = b"" if name is None else b"event: %b\n" % name.encode()
     return b"%bdata: %b\n\n" % (line, text.encode(errors="replace"))
 

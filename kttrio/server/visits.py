@@ -1,4 +1,4 @@
-"""One HTTP request from its head to its end: its id, who asked, what came of it, and the line in
+"""One request from its head to its end: its id, who asked, what came of it, and the line in
 the log that says so. Wraps the app, so that errors and streams pass here like all else.
 
 Never written down: bodies, query strings, header fields, anything that may be a secret.
@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -25,13 +25,17 @@ Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+ID_FIELDS = (b"x-request-id", b"request-id")
+"""Where clients look for it; the second are Anthropic's."""
+NOT_PLAIN = re.compile(r"[^!-~]")
+"""What a path may bring over HTTP/2: spaces, of which the line is made, and ends of lines."""
 NO_ROUTE = "none"
 LEFT = 499
 """The status of a request whose client left before the answer, as nginx writes it."""
 SHOWN_PATH = 200
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 POLLED = frozenset({"/health", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"})
-"""Paths that are asked every few seconds: their lines are for debugging."""
+"""Paths that monitors ask."""
 
 
 @dataclass(slots=True)
@@ -42,15 +46,18 @@ class Visit:
     method: str
     path: str
     client: str
-    began: float
+    began: float = field(default_factory=perf_counter)
     route: str = NO_ROUTE
     """The rule that the path matches: there are few of them, whatever clients send."""
     status: int = LEFT
+    polled: bool = False
+    """Such requests come every few seconds: their lines are for debugging."""
     outcome: str = ""
     """What the model did, as words of the log line."""
 
     def line(self, seconds: float) -> str:
-        words = f"method={self.method} path={self.path} status={self.status}"
+        path = NOT_PLAIN.sub("?", self.path)
+        words = f"method={self.method} path={path} status={self.status}"
         words += f" seconds={seconds:.4f} client={self.client} request={self.id}"
         return f"{words} {self.outcome}" if self.outcome else words
 
@@ -59,10 +66,42 @@ VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
 """The request that this task works for."""
 
 
+def current_id() -> str | None:
+    """Of the request that this task works for."""
+    visit = VISIT.get()
+    return None if visit is None else visit.id
+
+
 def named() -> str:
     """The request that this task works for, as the log calls it."""
     visit = VISIT.get()
-    return "a request" if visit is None else f"{visit.method} {visit.path} (request {visit.id})"
+    if visit is None:
+        return "a request"
+    return f"{visit.method} {NOT_PLAIN.sub('?', visit.path)} (request {visit.id})"
+
+
+class Journal:
+    """Where visits are counted and written down when they end."""
+
+    def __init__(self, config: ServerConfig, meter: Meter) -> None:
+        self._logs = config.access_log
+        self._meter = meter
+
+    def note(self, visit: Visit) -> None:
+        self._meter.visits[visit.method, visit.route, visit.status] += 1
+        if self._logs:
+            level = logging.DEBUG if visit.polled else logging.INFO
+            logger.log(level, "%s", visit.line(perf_counter() - visit.began))
+
+
+def request_id(fields: Mapping[bytes, bytes], new_id: Callable[[str], str]) -> str:
+    """The id that a request brings in its header, where that is one, or a new one."""
+    given = fields.get(b"x-request-id", b"")
+    return given.decode() if ID.fullmatch(given) else new_id("req")
+
+
+def address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Reception:
@@ -70,15 +109,15 @@ class Reception:
 
     def __init__(self, config: ServerConfig, meter: Meter, new_id: Callable[[str], str]) -> None:
         self._cors = Cors(config.allowed_origins)
-        self._logs = config.access_log
-        self._meter = meter
+        self._journal = Journal(config, meter)
         self._new_id = new_id
 
     async def receive(self, app: App, scope: Any, receive: Any, send: Send) -> None:
         """Have `app` answer the request of `scope`."""
         fields = dict(scope["headers"])
         visit = self._open(scope, fields)
-        added = [(b"x-request-id", visit.id.encode()), *self._cors.headers(fields)]
+        added = [(name, visit.id.encode()) for name in ID_FIELDS]
+        added += self._cors.headers(fields)
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -96,24 +135,17 @@ class Reception:
         except Exception as error:  # inside an answer: hypercorn closes what is left open
             log_failure(logger, f"{named()} broke off", error)
         finally:
-            self._close(visit)
+            self._journal.note(visit)
 
     def _open(self, scope: Any, fields: Mapping[bytes, bytes]) -> Visit:
-        given = fields.get(b"x-request-id", b"")
-        host, port = scope["client"] or ("unknown", 0)
+        path = scope["raw_path"].decode("ascii", "replace")[:SHOWN_PATH]
         return Visit(
-            id=given.decode() if ID.fullmatch(given) else self._new_id("req"),
+            id=request_id(fields, self._new_id),
             method=scope["method"] if scope["method"] in METHODS else "OTHER",
-            path=scope["raw_path"].decode("ascii", "replace")[:SHOWN_PATH],
-            client=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-            began=perf_counter(),
+            path=path,
+            client=address(*(scope["client"] or ("unknown", 0))),
+            polled=path in POLLED,
         )
-
-    def _close(self, visit: Visit) -> None:
-        self._meter.visits[visit.method, visit.route, visit.status] += 1
-        if self._logs:
-            level = logging.DEBUG if visit.path in POLLED else logging.INFO
-            logger.log(level, "%s", visit.line(perf_counter() - visit.began))
 
 
 async def _permit(permission: Headers, answer: Send) -> None:

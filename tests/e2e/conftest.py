@@ -47,6 +47,13 @@ class Server:
                 return found.group()
         raise AssertionError(f"the server ended without printing {pattern}:\n{self.output}")
 
+    @property
+    def grpc(self) -> str:
+        """HOST:PORT of the gRPC port."""
+        found = re.search(r"^grpc +(\S+)$", self.output, re.MULTILINE)
+        assert found, self.output
+        return found[1]
+
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(
             base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=120
@@ -68,7 +75,7 @@ def running_server(*flags: str) -> Iterator[Server]:
     reader = threading.Thread(target=server.read_output)
     reader.start()
     try:
-        server.url = server.wait_for(r"http://127\.0\.0\.1:\d+")
+        server.url = server.wait_for(r"https?://127\.0\.0\.1:\d+")
         yield server
     finally:
         process.kill()
@@ -79,7 +86,7 @@ def running_server(*flags: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The server that all tests share which do not end it."""
-    with running_server() as running:
+    with running_server("--grpc-port", "0") as running:
         yield running
         assert running.stop() == 0
 

@@ -127,6 +127,12 @@ def test_tokens_are_counted_as_they_are_used(claude: anthropic.Anthropic, model:
     assert counted.input_tokens == message.usage.input_tokens > 10
 
 
+def test_the_served_model_is_listed(claude: anthropic.Anthropic, model: str) -> None:
+    page = claude.models.list()
+    assert [(one.id, one.type, one.display_name) for one in page] == [(model, "model", model)]
+    assert claude.models.retrieve(model).created_at.year > 2000
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

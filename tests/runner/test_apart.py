@@ -25,6 +25,7 @@ from kttrio.runner.build import build_runner, load_runner
 from kttrio.runner.device import Machine
 from kttrio.runner.planning import plan_start
 from tests.apart import APART, ApartDevice, held_bytes, watched
+from tests.fakes import RuledConstraint
 from tests.golden import FIXTURES
 from tests.machines import GIB, machine
 from tests.pictures import image_input
@@ -141,16 +142,24 @@ SAMPLINGS = (
 
 def test_every_way_to_sample_is_the_same_there(tmp_path, monkeypatch):
     name, found, placement = "qwen3_next_chat", [], PlacementConfig(kt_num_gpu_experts=2)
-    requests = [
-        GenerateRequest(str(i), (5, 9, 4 + i) * 9, SamplingParams(max_tokens=7, seed=i, **params))
-        for i, params in enumerate(SAMPLINGS)
-    ]
     for device, where in ((HostDevice(), Machine.where), (ApartDevice(), APART)):
         monkeypatch.setattr(build, "open_device", lambda kind, device=device: device)
         monkeypatch.setattr(Machine, "where", where)
         with watched(), running(name, placement, tmp_path) as runner:
-            found.append([step.chunks for _, step in results_of(runner, requests)])
+            found.append([step.chunks for _, step in results_of(runner, sampled_requests())])
     assert found[0] == found[1]
+
+
+def sampled_requests():
+    """In every way, and every other one under masks."""
+    for i, params in enumerate(SAMPLINGS):
+        sampling = SamplingParams(max_tokens=7, seed=i, **params)
+        constraint = RuledConstraint(most_tokens) if i % 2 else None
+        yield GenerateRequest(str(i), (5, 9, 4 + i) * 9, sampling, constraint=constraint)
+
+
+def most_tokens(outputs):
+    return [token for token in range(2000) if (token + len(outputs)) % 5]
 
 
 def test_images_are_seen_there(tmp_path, monkeypatch):
@@ -174,7 +183,11 @@ def test_a_decode_step_waits_once_for_the_device(name, tmp_path):
     and where the best tokens are asked for it is looked which of them are equal."""
     samplings = ({"temperature": 0.0, "logprobs": 0}, {"presence_penalty": 0.5}, {"logprobs": 0})
     params = [SamplingParams(max_tokens=9, seed=0, **sampling) for sampling in samplings]
-    requests = [GenerateRequest(str(i), (1, 2, 3), own) for i, own in enumerate(params)]
+    constraints = (RuledConstraint(most_tokens), RuledConstraint(most_tokens), None)
+    requests = [
+        GenerateRequest(str(i), (1, 2, 3), own, constraint=constraint)
+        for i, (own, constraint) in enumerate(zip(params, constraints, strict=True))
+    ]
     waits = []
     with watched() as watch, running(name, PASSING, tmp_path) as runner:
         watch.waits.clear()

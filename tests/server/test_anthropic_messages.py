@@ -35,6 +35,7 @@ def error_of(reply: Reply, status: int) -> tuple[str, str]:
     assert reply.status == status, reply.body
     body = reply.json()
     assert body["type"] == "error"
+    assert body["request_id"] == reply.headers["request-id"] == reply.headers["x-request-id"]
     return body["error"]["type"], body["error"]["message"]
 
 
@@ -85,7 +86,7 @@ async def test_the_rules_of_streams() -> None:
     ],
 )
 async def test_a_stream_tells_the_whole_message(said: str) -> None:
-    async with running_front(config=THINKS) as front:
+    async with running_front(config=THINKS, num_drafts=2) as front:
         front.script.text = said
         told = put_together(await streamed(front, tools=[WEATHER]))
         message = await whole(front, tools=[WEATHER])
@@ -191,11 +192,27 @@ async def test_a_silent_stream_is_kept_alive_by_pings() -> None:
 async def test_a_failed_step_is_an_error_event_in_streams_and_a_500_else() -> None:
     async with running_front(fail_steps=(3, 7)) as front:
         *_, error = await streamed(front)
+        assert error["request_id"].startswith("req")
         assert error["error"]["type"] == "api_error"
         assert "scripted failure" in error["error"]["message"]
         kind, said = error_of(await ask(front), 500)
         assert (kind, "scripted failure" in said) == ("api_error", True)
         assert (await whole(front))["content"][0]["text"] == ANSWER
+
+
+async def test_an_aborted_answer_is_an_error_for_the_api_has_no_word_for_it() -> None:
+    async with running_front(delay=0.002) as front:
+        front.script.endless = True
+        clients = [await front.connect(), await front.connect()]
+        for client, stream in zip(clients, (True, False), strict=True):
+            body = {"max_tokens": 900, "messages": [user("Hi")], "stream": stream}
+            await client.send("POST", "/v1/messages", body)
+        while front.state.engine.stats.generated_tokens < 10:
+            await trio.lowlevel.checkpoint()
+        await front.ask("POST", "/abort_request", {"abort_all": True})
+        *_, error = named_events((await clients[0].receive()).body)
+        assert error["error"]["type"] == "invalid_request_error"
+        assert error_of(await clients[1].receive(), 410) == tuple(error["error"].values())
 
 
 @pytest.mark.parametrize("stream", [False, True])

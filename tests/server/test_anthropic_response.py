@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kttrio.server.anthropic_response import error_body, read_input, stop_fields
+from kttrio.server.anthropic_response import (
+    Head,
+    MessageStream,
+    error_fields,
+    message_object,
+    read_input,
+    stop_fields,
+)
 from kttrio.server.anthropic_signature import seal, unseal
 from kttrio.server.completion import Usage
+from kttrio.server.decoding import Answer, CallDelta, Delta
 from kttrio.server.errors import ApiError
+from tests.server.anthropic_front import named_events, put_together
 
 
 @pytest.mark.parametrize(
@@ -40,7 +49,6 @@ def test_input_is_always_an_object_that_json_can_say(arguments: str, input: obje
         ("tool_calls", 7, 3, "tool_use"),
         ("length", None, 9, "max_tokens"),
         ("length", None, 8, "model_context_window_exceeded"),
-        ("abort", None, 3, "max_tokens"),
     ],
 )
 def test_every_end_has_a_word(
@@ -67,7 +75,66 @@ def test_every_end_has_a_word(
 )
 def test_every_status_has_a_word(status: int, kind: str) -> None:
     error = {"type": kind, "message": "No."}
-    assert error_body(ApiError(status, "No.")) == {"type": "error", "error": error}
+    told = {"type": "error", "error": error, "request_id": "req-1"}
+    assert error_fields(ApiError(status, "No."), "req-1") == told
+
+
+class Wire:
+    """Takes in what a stream sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.ended = False
+
+    def put(self, events: bytes) -> None:
+        assert events, "an empty chunk would end the response"
+        self.sent.append(events)
+
+    def end(self) -> None:
+        self.ended = True
+
+
+THOUGHTS = st.text(min_size=1).map(lambda text: Delta(reasoning=text))
+SAYINGS = st.text(min_size=1).map(Delta)
+OBJECTS = st.dictionaries(st.text(), st.text() | st.integers() | st.none(), max_size=2)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> list[Delta]:
+    """A call in pieces; its number is given later."""
+    written, pieces = json.dumps(draw(OBJECTS), ensure_ascii=False), []
+    while written:
+        size = draw(st.integers(1, len(written)))
+        pieces.append(written[:size])
+        written = written[size:]
+    first = CallDelta(0, "", "call", "f")
+    return [Delta(calls=[first]), *(Delta(calls=[CallDelta(0, piece)]) for piece in pieces)]
+
+
+PARTS = st.lists(st.lists(THOUGHTS, min_size=1) | st.lists(SAYINGS, min_size=1) | calls())
+
+
+@given(PARTS, st.booleans())
+def test_a_stream_tells_what_the_whole_message_says(
+    parts: list[list[Delta]], shows_thinking: bool
+) -> None:
+    deltas = [_numbered(delta, number) for number, part in enumerate(parts) for delta in part]
+    deltas.append(Delta(finish="stop", matched_stop=7))
+    head, usage, wire = Head("id", "m", 5, 9, shows_thinking, None), Usage(5, 3, 1), Wire()
+    stream = MessageStream(head, wire)  # type: ignore[arg-type]  # what it uses of a stream
+    for delta in deltas:
+        if delta == Delta(delta.text):
+            stream.on_text(0, delta.text)
+        else:
+            stream.on_delta(0, delta)
+    stream.on_end(None, usage)
+    assert wire.ended
+    events = [event for event in named_events(b"".join(wire.sent)) if event["type"] != "ping"]
+    assert put_together(events) == message_object(head, Answer.of(deltas), usage)
+
+
+def _numbered(delta: Delta, number: int) -> Delta:
+    return delta._replace(calls=[call._replace(number=number) for call in delta.calls])
 
 
 @given(st.text())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -17,6 +19,7 @@ from kttrio.request import FinishReason, GenerateRequest, SamplingParams
 from kttrio.server import constraints
 from kttrio.server.constraints import Constraints, MaskThreads, MatchedConstraint
 from kttrio.server.errors import ApiError
+from kttrio.text.grammar_error import GrammarError
 from tests.fakes import ScriptedRunner, capacity, mask_of, scripted_token
 
 
@@ -46,6 +49,16 @@ class Evens:
     def advance(self, tokens):
         assert tokens, "nothing to tell"
         self.tokens += tokens
+
+
+class Clock:
+    """So many seconds pass between its readings."""
+
+    def __init__(self, seconds):
+        self._times = itertools.count(0, seconds)
+
+    def read(self):
+        return next(self._times)
 
 
 def mask_after(num_tokens):
@@ -82,11 +95,43 @@ class TestMatchedConstraint:
         with MaskThreads(1) as threads, caplog.at_level(logging.INFO):
             broken = MatchedConstraint(Evens(fails=failure), threads).masks(())
             sound = MatchedConstraint(Evens(), threads).masks(())
-            with pytest.raises(RuntimeError, match="broke down"):
+            with pytest.raises(RuntimeError, match="could not be made"):
                 broken.wait()
             assert sound.wait() == [mask_after(0)]
         assert type(failure).__name__ in caplog.text
         assert "secret" not in caplog.text
+
+    def test_a_grammar_that_is_too_costly_is_the_requests_fault(self, caplog):
+        with MaskThreads(1) as threads, caplog.at_level(logging.INFO):
+            constraint = MatchedConstraint(Evens(fails=GrammarError("too many items")), threads)
+            assert constraint.complaint is None
+            with pytest.raises(RuntimeError, match="too many items"):
+                constraint.masks(()).wait()
+        assert constraint.complaint is not None
+        assert "any further: too many items" in constraint.complaint
+        assert caplog.text == "", "floods of them leave no trace"
+
+    @pytest.mark.parametrize(("seconds", "most"), [(0.0, 400), (0.0019, 400), (0.008, 42), (1, 1)])
+    def test_a_grammar_that_stays_slow_ends_its_answer(self, seconds, most, monkeypatch):
+        """Of the processor's time; a slow mask now and then is none of its business."""
+        clock = Clock(seconds)
+        monkeypatch.setattr(constraints, "thread_time", clock.read)
+        num_made = 0
+        with MaskThreads(1) as threads:
+            constraint = MatchedConstraint(Evens(), threads)
+            with contextlib.suppress(RuntimeError):
+                while num_made < 400:
+                    constraint.masks(()).wait()
+                    num_made += 1
+        assert num_made == (400 if most == 400 else most - 1)
+        assert (constraint.complaint is None) == (most == 400)
+
+    def test_each_draft_has_its_own_due(self, monkeypatch):
+        monkeypatch.setattr(constraints, "thread_time", Clock(0.0055).read)
+        with MaskThreads(1) as threads:
+            constraint = MatchedConstraint(Evens(), threads)
+            for _ in range(100):
+                constraint.masks((1, 2)).wait()
 
     def test_masks_that_take_too_long_are_given_up(self, monkeypatch):
         monkeypatch.setattr(constraints, "MASK_SECONDS", 0.05)
@@ -210,7 +255,7 @@ async def test_a_matcher_that_fails_ends_its_request_and_no_other():
                 nursery.start_soon(note, "sound", sound)
                 nursery.start_soon(note, "free", None)
         assert ends["broken"].finish is FinishReason.ERROR
-        assert "grammar" in ends["broken"].error
+        assert "could not be made" in ends["broken"].error
         assert [ends[name].finish for name in ("sound", "free")] == [FinishReason.LENGTH] * 2
         assert engine.stats.healthy
 

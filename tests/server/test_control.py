@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
 
 from kttrio.config import EngineConfig
-from tests.http_front import ANSWER, Client, Front, chat_body, running_front
+from tests.http_front import ANSWER, MODEL, Client, Front, chat_body, running_front
 
 ABORT = "/abort_request"
 
@@ -60,6 +62,54 @@ async def test_an_aborted_answer_is_known_by_its_own_id() -> None:
         assert choice["finish_reason"] == "abort"
         assert choice["message"]["content"].startswith(ANSWER[:5])
         assert reply.json()["usage"]["completion_tokens"] >= 10
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_anthropics_clients_learn_of_it_as_an_error(stream: bool) -> None:
+    """There is no reason to stop that says so; and none tries again by itself."""
+    async with running_front(delay=0.001) as front:
+        front.script.endless = True
+        client = await begin(front, "/v1/messages", max_tokens=900, stream=stream)
+        await some_tokens(front)
+        await front.ask("POST", ABORT, {"abort_all": True})
+        reply = await client.receive()
+        told = reply.body.decode().split("data: ")[-1] if stream else reply.body
+        error = json.loads(told)
+        assert (reply.status, error["type"]) == (200 if stream else 410, "error")
+        assert "aborted this request" in error["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_aborted_response_is_incomplete(stream: bool) -> None:
+    async with running_front(delay=0.001) as front:
+        front.script.endless = True
+        client = await begin(front, "/v1/responses", input="Hi", messages=None, stream=stream)
+        await some_tokens(front)
+        await front.ask("POST", ABORT, {"abort_all": True})
+        reply = await client.receive()
+        if stream:
+            told = json.loads(reply.body.decode().rstrip().split("data: ")[-1])
+            assert told["type"] == "response.incomplete"
+            response = told["response"]
+        else:
+            response = reply.json()
+        assert response["status"] == "incomplete"
+        assert response["incomplete_details"] == {"reason": "abort"}
+        assert response["output"][0]["content"][0]["text"].startswith(ANSWER[:5])
+
+
+@pytest.mark.parametrize("word", ["generate", "generate_stream"])
+async def test_tritons_clients_are_told_the_reason(word: str) -> None:
+    async with running_front(delay=0.001) as front:
+        front.script.endless = True
+        asked = {"text_input": "Hi", "max_tokens": 900, "return_finish_reason": True}
+        asked["stream"] = word == "generate_stream"
+        client = await begin(front, f"/v2/models/{MODEL}/{word}", messages=None, **asked)
+        await some_tokens(front)
+        await front.ask("POST", ABORT, {"abort_all": True})
+        reply = await client.receive()
+        last = json.loads(reply.body.decode().rstrip().split("data: ")[-1])
+        assert (reply.status, last["finish_reason"]) == (200, "abort")
 
 
 async def test_one_that_waits_is_aborted_without_a_token() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from typing import Any
 
 import pytest
+import trio
 
 from kttrio.config import ServerConfig
+from kttrio.server import constraints
 from kttrio.server.answering import collect, open_intake
+from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer
-from kttrio.server.errors import BadRequestError
+from kttrio.server.errors import ApiError, BadRequestError
 from kttrio.server.forms import chat_spec
 from kttrio.server.prompting import prepare_chat, prepare_text
 from kttrio.server.requests import ChatRequest, Options, TextRequest
@@ -100,11 +104,48 @@ async def test_reasoning_is_free_and_only_the_answer_is_held(num_drafts: int) ->
     assert re.fullmatch(PLATE.source, answer.text)
 
 
+async def test_clients_that_leave_take_their_grammars_state_along() -> None:
+    """However a request ends, nothing keeps what followed its answer."""
+    async with running_front(delay=0.002) as front:
+        front.script.endless = True
+        endless = Form("regex", "[a-z ]{400,}", "guided_regex")
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(ask, front, chat(endless, options={"n": 2}))
+                while front.state.engine.stats.running < 8:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        await ask(front, chat(PLATE))
+        await front.idle()
+        front.runner.history.clear()
+        await trio.to_thread.run_sync(gc.collect)
+        alive = [each for each in gc.get_objects() if isinstance(each, MatchedConstraint)]
+        assert alive == []
+
+
 async def test_what_is_wrong_with_a_form_is_told_with_its_field() -> None:
     async with running_front() as front:
         with pytest.raises(BadRequestError, match="guided_regex") as refused:
             await ask(front, chat(Form("regex", "[A-", "guided_regex")))
         assert (refused.value.status, refused.value.param) == (400, "guided_regex")
+
+
+async def test_a_grammar_that_gets_slower_ends_its_own_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each token more can be read in many more ways."""
+    monkeypatch.setattr(constraints, "MOST_DEBT", 0.01)
+    monkeypatch.setattr(constraints, "DUE", 0.0005)
+    ambiguous = Form("lark", 'start: e\ne: e e | "a"', "guided_grammar")
+    async with running_front() as front:
+        front.script.endless, front.script.text = True, "a"
+        with pytest.raises(ApiError, match="takes too long") as refused:
+            await ask(front, chat(ambiguous))
+        assert refused.value.status == 400
+        front.script.endless = False
+        (answer,) = await ask(front, chat(PLATE))
+        assert answer.finish == "stop"
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])

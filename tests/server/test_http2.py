@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from kttrio.config import ServerConfig
-from kttrio.server import connection, http2
-from kttrio.server.http2 import Code
+from kttrio.server import connection, http2, http2_stream
 from kttrio.server.http2_frames import IDLE_FRAMES
+from kttrio.server.http2_stream import Code
 from tests.http2_client import INFERENCE, Http2Client, http2_client, infer_request
 from tests.http_front import ANSWER, Front, running_front
 
@@ -97,7 +97,7 @@ async def test_a_stream_that_is_not_read_is_reset() -> None:
 
 
 async def test_a_stream_with_too_much_unread_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "MAX_STREAM_UNSENT", 10_000)
+    monkeypatch.setattr(http2_stream, "MAX_STREAM_UNSENT", 10_000)
     async with (
         grpc_front(context_length=65536) as front,
         http2_client(front, acknowledges=False) as client,

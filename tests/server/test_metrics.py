@@ -9,8 +9,9 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from kttrio.config import EngineConfig
+from kttrio.config import EngineConfig, ServerConfig
 from kttrio.server import meter, metrics
+from tests.http2_client import INFERENCE, http2_client
 from tests.http_front import MODEL, Front, Reply, chat_body, running_front
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -142,6 +143,18 @@ async def test_a_runner_in_a_long_step_holds_up_no_scrape(monkeypatch: pytest.Mo
         ends.set()
 
 
+async def test_a_broken_runner_takes_nothing_else_away(caplog: pytest.LogCaptureFixture) -> None:
+    def count() -> dict[str, object]:
+        raise RuntimeError("the device is gone")
+
+    async with running_front() as front:
+        front.state.count = count
+        found = await scrape(front)
+        assert value(found, "kttrio:healthy") == 1
+        assert "kttrio:expert_swaps_total" not in {name for name, _ in found}
+    assert "the runner could not count" in caplog.text
+
+
 async def test_labels_stay_few_whatever_clients_send() -> None:
     async with running_front() as front:
         for path in ("/a", "/b", "/v1/models/x", "/v1/models/y/z"):
@@ -150,6 +163,19 @@ async def test_labels_stay_few_whatever_clients_send() -> None:
         visits = [labels for name, labels in await scrape(front) if name == "http_requests_total"]
         assert {dict(labels)["handler"] for labels in visits} == {"none", "/v1/models/<path:name>"}
         assert {dict(labels)["method"] for labels in visits} == {"GET", "OTHER"}
+
+
+async def test_connections_and_calls_of_grpc() -> None:
+    config = ServerConfig(grpc_port=0, max_connections=2)
+    async with running_front(config=config) as front, http2_client(front) as client:
+        await client.infer(max_tokens=2)
+        kept = await front.connect()
+        assert value(samples(await kept.ask("GET", "/metrics")), "kttrio:connections") == 2
+        assert (await front.ask("GET", "/health")).status == 503
+        found = samples(await kept.ask("GET", "/metrics"))
+        assert value(found, "kttrio:refused_connections_total") == 1
+        call = {"method": "gRPC", "handler": f"{INFERENCE}/ModelInfer", "status": "0"}
+        assert value(found, "http_requests_total", **call) == 1
 
 
 async def test_openmetrics_is_there_for_who_asks() -> None:

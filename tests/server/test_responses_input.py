@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,9 @@ def _chat_message(tokenizer: Tokenizer, answer: Answer) -> dict[str, Any]:
 
 def _items(tokenizer: Tokenizer, answer: Answer, shape: TextShape) -> list[dict[str, Any]]:
     whole = whole_response(
-        Head("resp", 1, {}), answer, USAGE, tokenizer=tokenizer, reasoning=shape, now=2
+        Head("resp", 1, '{"model":"m"}'), answer, USAGE, tokenizer=tokenizer, reasoning=shape, now=2
     )
-    items: list[dict[str, Any]] = whole["output"]
+    items: list[dict[str, Any]] = json.loads(whole)["output"]
     return items
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -19,6 +20,11 @@ TOOLS = [FUNCTION, SEARCH, OTHER]
 
 def parse(**fields: Any) -> AskedResponse:
     return parse_response({"input": "Hi", **fields}, model="m", vocab_size=400)
+
+
+def echo(asked: AskedResponse) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(asked.echo)
+    return told
 
 
 def test_what_is_said_to_the_system_first_is_one_message() -> None:
@@ -42,7 +48,7 @@ def test_functions_are_told_as_in_chats_and_other_tools_are_skipped(
     assert first["function"] == {"name": "f", "parameters": {"type": "object"}}
     assert (second["type"], second["function"]) == ("function", {"name": "g"})
     unsaid = {"description": None, "parameters": None, "strict": None}
-    assert asked.echo["tools"] == [{"description": None, **FUNCTION}, {**OTHER, **unsaid}]
+    assert echo(asked)["tools"] == [{"description": None, **FUNCTION}, {**OTHER, **unsaid}]
     assert "web_search" in caplog.text
 
 
@@ -87,7 +93,7 @@ def test_choices_of_tools(choice: object, tools: str, forced: tuple[str, ...]) -
 def test_forms_of_the_text(text: dict[str, Any], form: Form | None) -> None:
     asked = parse(text=text)
     assert asked.chat.options.form == form
-    assert asked.echo["text"] == {"format": {"type": "text"}, **text}
+    assert echo(asked)["text"] == {"format": {"type": "text"}, **text}
 
 
 def test_other_servers_words_for_a_form_serve_too() -> None:
@@ -141,14 +147,14 @@ def test_what_codex_sends_is_taken() -> None:
         client_metadata={"a": "b"},
         text={"verbosity": "medium"},
     )
-    assert asked.echo["store"] is False
+    assert echo(asked)["store"] is False
     assert not asked.chat.parallel_tool_calls
 
 
 def test_the_request_is_told_back() -> None:
-    echo = parse(metadata={"a": "b"}, max_output_tokens=5, user="me", truncation="auto").echo
-    assert (echo["metadata"], echo["max_output_tokens"]) == ({"a": "b"}, 5)
-    assert (echo["user"], echo["truncation"]) == ("me", "disabled")
+    told = echo(parse(metadata={"a": "b"}, max_output_tokens=5, user="me", truncation="auto"))
+    assert (told["metadata"], told["max_output_tokens"]) == ({"a": "b"}, 5)
+    assert (told["user"], told["truncation"]) == ("me", "disabled")
 
 
 @pytest.mark.parametrize(

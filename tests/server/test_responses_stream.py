@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.server.responses_replay import Event, read_named_events, replay, with
 from tests.tokenizers_fake import make_tiny_tokenizer
 
 ECHO = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "model": "m"}
-HEAD = Head("resp_1", 1, ECHO)
+HEAD = Head("resp_1", 1, json.dumps(ECHO))
 USAGE = Usage(prompt_tokens=3, completion_tokens=5, reasoning_tokens=2)
 
 
@@ -118,7 +119,7 @@ def test_a_stream_adds_up_to_the_whole(
     whole = whole_response(
         HEAD, Answer.of(deltas), USAGE, tokenizer=tokenizer, reasoning=reasoning, now=2
     )
-    assert without_ids(streamed) == without_ids(whole)
+    assert without_ids(streamed) == without_ids(json.loads(whole))
     assert streamed["status"] == ("incomplete" if finish == "length" else "completed")
 
 

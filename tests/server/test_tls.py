@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import trio
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from kttrio.config import ConfigError, ServerConfig
 from kttrio.server.tls import Seal, server_context
@@ -87,6 +89,24 @@ async def test_grpc_over_tls_is_chosen_by_alpn() -> None:
         assert "tokens" in answer.complaint
         answer = await client.infer(max_tokens=30)
         assert ANSWER.encode() in answer.body
+
+
+async def test_tritons_client_comes_in_over_tls_with_a_key() -> None:
+    config = tls_config(api_key=("sesame",))
+    async with running_front(config=config) as front:
+        port = (front.grpc or "").rsplit(":", 1)[1]
+
+        def ask() -> None:
+            authority = str(KEYS / "server.pem")
+            address = f"localhost:{port}"
+            with InferenceServerClient(address, ssl=True, root_certificates=authority) as client:
+                assert client.is_server_ready()
+                with pytest.raises(InferenceServerException, match="API key"):
+                    client.get_server_metadata()
+                headers = {"authorization": "Bearer sesame"}
+                assert client.get_server_metadata(headers=headers).name == "kttrio"
+
+        await trio.to_thread.run_sync(ask)
 
 
 async def test_a_client_that_reads_nothing_is_cut() -> None:

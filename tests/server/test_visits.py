@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from math import inf
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kttrio.config import ServerConfig
+from kttrio.server.visits import Visit, request_id
+from tests.http2_client import INFERENCE, http2_client, infer_request
 from tests.http_front import Front, Reply, chat_body, running_front
 
 ACCESS = "kttrio.access"
@@ -36,9 +39,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
     ]
 
 
-async def last_line(front: Front, caplog: pytest.LogCaptureFixture) -> dict[str, str]:
-    """Of a request that is answered already: its task may still be on its way out."""
-    while any(c.reading.deadline == inf for c in front.connections.open) or not lines(caplog):
+async def last_line(caplog: pytest.LogCaptureFixture, number: int = 1) -> dict[str, str]:
+    """As soon as there are so many: a task may still be on its way out when its client has all."""
+    while len(lines(caplog)) < number:
         await trio.lowlevel.checkpoint()
     return lines(caplog)[-1]
 
@@ -91,7 +94,7 @@ async def test_a_line_tells_what_was_asked_and_what_came_of_it(
         path = "/v1/chat/completions"
         await front.ask("POST", f"{path}?api_key=secret", body, X_Request_Id="me")
         await front.idle()
-        line = await last_line(front, caplog)
+        line = await last_line(caplog)
     assert float(line.pop("seconds")) > 0
     assert re.fullmatch(r"127\.0\.0\.1:\d+", line.pop("client"))
     assert int(line.pop("prompt_tokens")) > 0
@@ -117,7 +120,7 @@ async def test_a_client_that_leaves_is_told_of(caplog: pytest.LogCaptureFixture)
                 await client.begin()
             await client.stream.aclose()
             await front.idle()
-            line = await last_line(front, caplog)
+            line = await last_line(caplog)
             assert (line["status"], line["finish"]) == (status, "abort")
             caplog.clear()
 
@@ -127,7 +130,7 @@ async def test_what_is_polled_is_for_debugging(caplog: pytest.LogCaptureFixture)
         for path in ("/health", "/metrics", "/ping"):
             await front.ask("GET", path)
         await front.ask("GET", "/v1/models")
-        await last_line(front, caplog)
+        await last_line(caplog)
         assert [line["path"] for line in lines(caplog)] == ["/v1/models"]
 
 
@@ -139,11 +142,22 @@ async def test_it_can_be_left_out(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_a_path_forges_no_line(caplog: pytest.LogCaptureFixture) -> None:
     async with running_front() as front:
-        for path in ("/a%0Amethod=GET%20status=200", "/" + "long" * 100):
+        for number, path in enumerate(("/a%0Amethod=GET%20status=200", "/" + "long" * 100)):
             assert (await front.ask("GET", path)).status == 404
-            line = await last_line(front, caplog)
+            line = await last_line(caplog, number + 1)
             assert line["status"] == "404"
             assert len(line["path"]) <= 200
+
+
+@given(path=st.text(), name=st.binary(max_size=200))
+def test_a_line_is_one_line_of_as_many_words(path: str, name: bytes) -> None:
+    """Whatever comes over HTTP/2, where a path may hold anything."""
+    made = request_id({b"x-request-id": name}, lambda prefix: prefix)
+    line = Visit(id=made, method="gRPC", path=path, client="c").line(0.1)
+    assert line.isprintable()
+    assert [word.partition("=")[0] for word in line.split(" ")] == [
+        *("method", "path", "status", "seconds", "client", "request")
+    ]
 
 
 async def everything(front: Front) -> list[Reply]:
@@ -217,3 +231,32 @@ async def test_nor_when_it_makes_us_fail(
     assert "builtins.KeyError" in caplog.text
     assert "in fail" in caplog.text
     assert CANARY not in caplog.text.replace("{CANARY}", "").replace("(CANARY)", "")
+
+
+async def test_calls_of_grpc_have_ids_lines_and_counts(caplog: pytest.LogCaptureFixture) -> None:
+    config = ServerConfig(grpc_port=0, api_key=(KEY,))
+    async with running_front(config=config) as front, http2_client(front) as client:
+        front.script.text = f"I heard {CANARY}."
+        request = infer_request(CANARY, request_id=CANARY, max_tokens=3).SerializeToString()
+        key, name = ("x-api-key", KEY), ("x-request-id", "mine")
+        answer = await client.call(f"{INFERENCE}/ModelInfer", request, key, name)
+        assert (answer.status, answer.headers["x-request-id"]) == (0, "mine")
+        refused = await client.call(f"{INFERENCE}/ModelInfer", request, name)
+        assert (refused.status, refused.headers["x-request-id"]) == (16, "mine")
+        unknown = await client.call("/A b\u00fc/Nothing", b"", key)
+        assert unknown.headers["x-request-id"].startswith("req-")
+        await client.call(f"{INFERENCE}/ServerLive", b"")
+        route = f"{INFERENCE}/ModelInfer"
+        assert set(front.state.meter.visits) == {
+            ("gRPC", route, 0),
+            ("gRPC", route, 16),
+            ("gRPC", "none", 12),
+            ("gRPC", f"{INFERENCE}/ServerLive", 0),
+        }
+        assert front.state.meter.connections == 1
+    told, *others = lines(caplog)
+    assert (told["path"], told["status"], told["request"]) == (route, "0", "mine")
+    assert (told["completion_tokens"], told["finish"]) == ("3", "length")
+    assert [line["status"] for line in others] == ["16", "12"]
+    assert others[1]["path"] == "/A?b??/Nothing"
+    assert CANARY not in caplog.text

@@ -272,6 +272,23 @@ def test_bad_lengths_of_the_json(length: str) -> None:
         read_infer(encode({"inputs": [TEXT]}), length, vocab_size=1000)
 
 
+def test_a_missing_body_is_no_prompt() -> None:
+    with pytest.raises(BadRequestError, match="not valid JSON"):
+        read_infer(b"", None, vocab_size=1000)
+
+
+def test_very_many_inputs_take_no_time() -> None:
+    told = {
+        "name": "stop",
+        "datatype": "BYTES",
+        "shape": [0],
+        "parameters": {"binary_data_size": 0},
+    }
+    head = encode({"inputs": [told] * 20_000})
+    with pytest.raises(BadRequestError, match="bytes more than its inputs"):
+        read_infer(head + bytes(8_000_000), str(len(head)), vocab_size=1000)
+
+
 def test_bytes_that_belong_to_no_input() -> None:
     body, length = binary_body(INPUTS)
     with pytest.raises(BadRequestError, match="3 bytes more than its inputs"):

@@ -66,7 +66,7 @@ class Matcher:
             return self._entrance(gate)
         mask = self._grammar.compute_bitmask()
         self._check()
-        if not any(mask):
+        if mask.count(0) == len(mask):  # much faster than any()
             raise GrammarError("no token of this model goes on from here")
         return mask
 

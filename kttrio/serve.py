@@ -25,12 +25,12 @@ from kttrio.native import NativeError
 from kttrio.plan import StepRunner
 from kttrio.server.app import build_app
 from kttrio.server.cors import check_origins
-from kttrio.server.grpc_server import GrpcServer
+from kttrio.server.grpc.server import GrpcServer
 from kttrio.server.keys import exposure
 from kttrio.server.meter import watch_lag
 from kttrio.server.served_model import ServedModel
-from kttrio.server.serving import Addresses, check_listening, serve_http
 from kttrio.server.state import AppState, Count, Placement, Recording
+from kttrio.server.wire.serving import Addresses, check_listening, serve_http
 from kttrio.text.images import ImageFormat
 
 DEMO_MODEL = Path(__file__).parent / "demo"

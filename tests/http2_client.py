@@ -16,7 +16,7 @@ import h2.exceptions
 import trio
 from hyperframe.frame import GoAwayFrame
 
-from kttrio.server.grpc_messages import MESSAGES
+from kttrio.server.grpc.messages import MESSAGES
 from tests.http_front import MODEL, Front
 
 PREFIX = struct.Struct(">BI")

@@ -19,12 +19,12 @@ from quart_trio import QuartTrio
 
 from kttrio.config import EngineConfig, ServerConfig
 from kttrio.engine.engine import Engine
-from kttrio.server import serving
 from kttrio.server.app import build_app
-from kttrio.server.connection import Connection, Connections
-from kttrio.server.grpc_server import GrpcServer
+from kttrio.server.grpc.server import GrpcServer
 from kttrio.server.served_model import ServedModel
 from kttrio.server.state import AppState
+from kttrio.server.wire import serving
+from kttrio.server.wire.connection import Connection, Connections
 from kttrio.text.images import ImageFormat
 from kttrio.text.tokenizer import Tokenizer
 from tests.fakes import ScriptedRunner, capacity

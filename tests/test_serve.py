@@ -27,7 +27,7 @@ from kttrio.serve import (
     load_text,
     serve,
 )
-from kttrio.server.http2_frames import PREFACE
+from kttrio.server.wire.http2_frames import PREFACE
 from tests.fakes import ScriptedRunner, capacity
 from tests.tokenizers_fake import make_tiny_tokenizer
 

@@ -12,8 +12,8 @@ from itertools import chain
 from pathlib import Path
 
 from kttrio.server.app import PROTOCOLS
-from kttrio.server.openai_forms import GuidedFields
-from kttrio.server.records import FieldStance, Stance, stances
+from kttrio.server.openai.forms import GuidedFields
+from kttrio.server.schema.records import FieldStance, Stance, stances
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- fields: written by python -m tools.field_table -->"

@@ -7,12 +7,12 @@ from typing import Any
 
 from kttrio.server import sse
 from kttrio.server.completion import Collector, Completion, Listener
-from kttrio.server.connection import SCOPE_KEY
 from kttrio.server.decoding import Answer
 from kttrio.server.prompting import Intake, Prepared
 from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
 from kttrio.server.visits import current_id
+from kttrio.server.wire.connection import SCOPE_KEY
 
 
 def open_intake(state: AppState, request_id: str, num_bytes: int) -> Intake:

@@ -17,27 +17,20 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from kttrio.config import ServerConfig
-from kttrio.server import (
-    admin,
-    anthropic,
-    anthropic_response,
-    control,
-    metrics,
-    openai,
-    openapi,
-    placement,
-    recording,
-    responses,
-    tokens,
-    triton,
-    triton_response,
-    unserved,
-)
+from kttrio.server.anthropic import response as anthropic_response
+from kttrio.server.anthropic import routes as anthropic
 from kttrio.server.errors import ApiError, ErrorShape, error_body
 from kttrio.server.failures import log_failure
 from kttrio.server.keys import Keys, presented
+from kttrio.server.openai import routes as openai
+from kttrio.server.openai import tokens, unserved
+from kttrio.server.operators import admin, control, metrics, placement, recording
 from kttrio.server.replies import LiveResponse, error_response
+from kttrio.server.responses import routes as responses
+from kttrio.server.schema import openapi
 from kttrio.server.state import AppState, new_id
+from kttrio.server.triton import response as triton_response
+from kttrio.server.triton import routes as triton
 from kttrio.server.visits import POLLED, VISIT, Reception, named
 
 logger = logging.getLogger(__name__)

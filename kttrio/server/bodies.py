@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeVar
 from quart import request
 
 from kttrio.server.errors import BadRequestError
-from kttrio.server.kinds import word
 from kttrio.server.prompting import off_loop
+from kttrio.server.schema.kinds import word
 
 T = TypeVar("T")
 

@@ -1,5 +1,5 @@
 """What the server measures of its requests, whatever their protocol. How it is shown is known to
-metrics.py; what the engine measures stands in engine/measures.py."""
+operators/metrics.py; what the engine measures stands in engine/measures.py."""
 
 from __future__ import annotations
 

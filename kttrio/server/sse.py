@@ -15,8 +15,8 @@ from typing import Any
 
 import trio
 
-from kttrio.server.connection import Connection
 from kttrio.server.errors import ApiError
+from kttrio.server.wire.connection import Connection
 
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -22,7 +22,7 @@ from tritonclient.grpc import (
 )
 from tritonclient.utils import InferenceServerException
 
-from kttrio.server.grpc_messages import MESSAGES
+from kttrio.server.grpc.messages import MESSAGES
 from tests.e2e.conftest import Server
 from tools.bench.measure import in_use
 

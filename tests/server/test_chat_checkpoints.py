@@ -12,7 +12,7 @@ from kttrio.config import ServerConfig
 from kttrio.request import FinishReason, TokenEvent
 from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Answer, Delta
-from kttrio.server.openai_request import parse_chat
+from kttrio.server.openai.request import parse_chat
 from kttrio.server.prompting import Intake, prepare_chat
 from kttrio.server.served_model import ServedModel
 from tests.making.voices import GREETING, REPORT, THOUGHTS

@@ -10,7 +10,7 @@ import pytest
 from kttrio.config import ServerConfig
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import BadRequestError
-from kttrio.server.openai_request import parse_chat
+from kttrio.server.openai.request import parse_chat
 from kttrio.server.prompting import Intake, check_length, choice_seed, prepare_chat
 from kttrio.server.requests import ChatRequest
 from kttrio.server.served_model import ServedModel

@@ -67,7 +67,7 @@ async def test_our_own_failure_is_a_500_that_tells_nothing(
 ) -> None:
     async with running_front() as front:
         with monkeypatch.context() as broken:
-            broken.setattr("kttrio.server.openai.prepare_chat", None)
+            broken.setattr("kttrio.server.openai.routes.prepare_chat", None)
             reply = await front.chat()
         assert reply.status == 500
         assert reply.error()["type"] == "server_error"

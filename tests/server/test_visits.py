@@ -80,7 +80,7 @@ async def test_every_answer_has_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
             (await front.ask("POST", chat, chat_body(max_tokens=5000, stream=True), **key), 400),
         ):
             assert (reply.status, reply.headers["x-request-id"]) == (status, "me")
-        monkeypatch.setattr("kttrio.server.openai.prepare_chat", None)
+        monkeypatch.setattr("kttrio.server.openai.routes.prepare_chat", None)
         reply = await front.ask("POST", chat, chat_body(), **key)
         assert (reply.status, reply.headers["x-request-id"]) == (500, "me")
 
@@ -207,7 +207,7 @@ def fail(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        "kttrio.server.openai.prepare_chat",
+        "kttrio.server.openai.routes.prepare_chat",
         "kttrio.text.output.OutputPipeline.push",
         "kttrio.server.sse.EventStream.run",
         "kttrio.server.prompting._encode_chat",

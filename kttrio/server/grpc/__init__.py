@@ -1,0 +1,1 @@
+"""Triton's service over gRPC."""

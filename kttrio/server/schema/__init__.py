@@ -1,0 +1,1 @@
+"""What requests may say: kinds, records, and the document made of them."""

@@ -1,0 +1,1 @@
+"""Triton's and KServe's v2 over HTTP."""

@@ -1,0 +1,1 @@
+"""Sockets: HTTP/1.1, HTTP/2, TLS, and what a client may cost."""

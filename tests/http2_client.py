@@ -182,7 +182,11 @@ def infer_request(prompt: str = "Hi", *, request_id: str = "", **inputs: Any) ->
 
 @asynccontextmanager
 async def http2_client(
-    front: Front, *, acknowledges: bool = True, receive_buffer: int | None = None
+    front: Front,
+    *,
+    greets: bool = True,
+    acknowledges: bool = True,
+    receive_buffer: int | None = None,
 ) -> AsyncIterator[Http2Client]:
     """A client of the front's gRPC port."""
     assert front.grpc is not None
@@ -190,5 +194,6 @@ async def http2_client(
     client = await front.connect(port=port, receive_buffer=receive_buffer)
     async with client.stream:
         speaker = Http2Client(client.stream, acknowledges=acknowledges)
-        await speaker.flush()
+        if greets:
+            await speaker.flush()
         yield speaker

@@ -201,6 +201,15 @@ class Client:
             return True
 
 
+async def read_all(client: Client) -> bytes:
+    """All that the server still sends before it closes."""
+    received = b""
+    with trio.fail_after(5):
+        while data := await client.stream.receive_some(65536):
+            received += data
+    return received
+
+
 def encode(value: object) -> bytes:
     return json.dumps(value).encode()
 

@@ -27,6 +27,7 @@ from kttrio.serve import (
     load_text,
     serve,
 )
+from kttrio.server.http2_frames import PREFACE
 from tests.fakes import ScriptedRunner, capacity
 from tests.tokenizers_fake import make_tiny_tokenizer
 
@@ -243,6 +244,26 @@ async def test_a_taken_port_is_refused_before_anything_is_loaded(text: Path) -> 
         with pytest.raises(ConfigError, match=f"--port {port}: cannot listen"):
             await serve(settings, Face(), build=lambda *_: built.append(1))
     assert built == []
+
+
+async def test_the_grpc_port_is_told_and_drains_with_the_server(text: Path) -> None:
+    async with serving(text, slow_runner(), grpc_port=0) as server:
+        host, port = str(server.face.facts["grpc"]).split(":")
+        stream = await trio.open_tcp_stream(host, int(port))
+        async with stream:
+            await stream.send_all(PREFACE + b"\0\0\0\x04\0\0\0\0\0")
+            assert await stream.receive_some(9)
+            signal.raise_signal(signal.SIGTERM)
+            while await stream.receive_some(4096):
+                pass
+
+
+async def test_a_certificate_that_cannot_be_used_is_found_before_the_model_is_loaded(
+    text: Path,
+) -> None:
+    settings = Settings(server=ServerConfig(port=0, ssl_certfile=text / "none.pem"))
+    with pytest.raises(ConfigError, match="--ssl-certfile"):
+        await serve(settings, Face(), build=lambda *_: pytest.fail("it was loaded"))
 
 
 async def test_what_loading_raises_comes_through(text: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import shlex
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -51,6 +52,8 @@ RECORDS = (
 PREPARED_KERNELS = 256
 """Far more than one step's shapes of matrices, which would be prepared anew in each layer if they
 pushed each other out. In bfloat16 one takes about 1 MiB."""
+OTHER_FILES = 1024
+"""More than anything but connections needs."""
 RECORDING_DIRECTORY = "SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR"
 API_KEY, ADMIN_API_KEY = "KTTRIO_API_KEY", "KTTRIO_ADMIN_API_KEY"
 """Other users of the machine can read a command line, but no environment."""
@@ -67,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
     for note in foreign_notes(foreign):
         log.warning("%s", note)
     tune_libraries(os.environ)
+    raise_file_limit(settings.server.max_connections)
     face = TerminalFace(Console(highlight=False), settings)
     try:
         trio.run(serve, settings, face)
@@ -91,6 +95,17 @@ def tune_libraries(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PREPARED_KERNELS))
     environment.setdefault("LRU_CACHE_CAPACITY", str(PREPARED_KERNELS))
+
+
+def raise_file_limit(num_connections: int) -> None:
+    """Let the process open as many files as its connections and checkpoint need, as far as it is
+    allowed to: shells allow 1024 by default, while the system would mostly allow more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = num_connections + OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def with_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:

@@ -1,6 +1,6 @@
 """What Anthropic's clients may ask: the bodies of /v1/messages and its count of tokens.
 
-Messages and their blocks are read in anthropic_messages.py. Nothing is generated here.
+Messages are read in anthropic_messages.py, tools in anthropic_tools.py. Nothing is generated here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ from typing import Any
 
 from kttrio.server.anthropic_blocks import MESSAGES, SYSTEM, Blocks, Message
 from kttrio.server.anthropic_messages import has_late_system, read_chat
+from kttrio.server.anthropic_tools import (
+    TOOL_CHOICE,
+    TOOLS,
+    AutoChoice,
+    CustomTool,
+    ToolChoice,
+    use_tools,
+)
 from kttrio.server.errors import ApiError
 from kttrio.server.kinds import (
     Boolean,
@@ -37,50 +45,6 @@ THINKING = ("enable_thinking", "thinking")
 CLAUDE = "claude-"
 """How the names begin that agents ask for when nobody told them another."""
 NO_THREADS = "this server keeps no conversations; send all messages"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CustomTool:
-    """A tool that the client runs."""
-
-    name: str = given(Text(1), "what the model calls it", required=True)
-    input_schema: dict[str, Any] = given(Object(), "JSON Schema of its input", required=True)
-    description: str | None = given(Text(), "what it does")
-    strict: None = ignored("calls are held to the schema where they are forced, and only there")
-    cache_control: None = ignored("nothing is billed, so there is nothing to mark")
-    defer_loading: None = ignored("the model knows all tools from the beginning")
-    eager_input_streaming: None = ignored("input is always sent as it is written")
-    allowed_callers: None = ignored("the model is the only caller")
-    input_examples: None = refused("tell them in the 'description'")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnyCalls:
-    """How many calls there may be."""
-
-    disable_parallel_tool_use: bool = given(Boolean(), "one call at most", default=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AutoChoice(AnyCalls):
-    """The model calls tools as it likes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnyChoice(AnyCalls):
-    """The answer is a call of some tool."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedChoice(AnyCalls):
-    """The answer is a call of this tool."""
-
-    name: str = given(Text(1), "one of the tools", required=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoChoice:
-    """The answer has no calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,27 +94,12 @@ class CountBody:
     messages: tuple[Message, ...] = given(MESSAGES, "the conversation", required=True)
     system: str | Blocks = given(SYSTEM, "the system prompt", default="")
     tools: tuple[CustomTool, ...] = given(
-        Many(
-            Tagged(
-                "type",
-                {"custom": Nested(CustomTool)},
-                default="custom",
-                mend="this server runs no tools; give one of your own, with its 'input_schema'",
-            )
-        ),
+        TOOLS,
         "tools that the model may call",
         default=(),
     )
-    tool_choice: AutoChoice | AnyChoice | NamedChoice | NoChoice = given(
-        Tagged(
-            "type",
-            {
-                "auto": Nested(AutoChoice),
-                "any": Nested(AnyChoice),
-                "tool": Nested(NamedChoice),
-                "none": Nested(NoChoice),
-            },
-        ),
+    tool_choice: ToolChoice = given(
+        TOOL_CHOICE,
         "whether the model calls tools, and which",
         default=AutoChoice(),
     )
@@ -239,15 +188,15 @@ def to_count(body: CountBody, model: ServedModel) -> ChatRequest:
 
 def _chat(body: CountBody, model: ServedModel, options: Options) -> ChatRequest:
     check_model(body.model, model.name)
-    choice = body.tool_choice
+    use = use_tools(body.tools, body.tool_choice)
     chat = read_chat(body.system, body.messages, late_system=_late_system(body, model))
     return ChatRequest(
         options=options,
         messages=chat.messages,
         images=tuple(chat.images),
-        tools=[] if isinstance(choice, NoChoice) else list(map(_tool, body.tools)),
-        parallel_tool_calls=isinstance(choice, NoChoice) or not choice.disable_parallel_tool_use,
-        forced_calls=_forced(body),
+        tools=use.tools,
+        parallel_tool_calls=not use.one_call,
+        forced_calls=use.forced_calls,
         continues=_is_begun(chat.messages),
         template_kwargs=_template_kwargs(body, model),
     )
@@ -263,26 +212,6 @@ def _is_begun(chat: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the chat ends with text of the model, which then goes on with it."""
     last = chat[-1] if chat else {"role": "system"}
     return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
-
-
-def _tool(tool: CustomTool) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": tool.name}
-    if tool.description is not None:
-        function["description"] = tool.description
-    return {"type": "function", "function": {**function, "parameters": tool.input_schema}}
-
-
-def _forced(body: CountBody) -> tuple[str, ...]:
-    choice, names = body.tool_choice, tuple(tool.name for tool in body.tools)
-    if not isinstance(choice, AnyChoice | NamedChoice):
-        return ()
-    if not names:
-        refuse("tool_choice", "asks for a call, but there are no 'tools'")
-    if isinstance(choice, AnyChoice):
-        return names
-    if choice.name not in names:
-        refuse("tool_choice.name", "must be the name of one of the 'tools'")
-    return (choice.name,)
 
 
 def _form(body: CountBody) -> Form | None:

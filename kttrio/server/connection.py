@@ -218,14 +218,23 @@ class Connection:
     # Reading
 
     async def receive(self) -> bytes:
-        """What has arrived, or b"" at the end. OSError or BrokenResourceError when it broke."""
+        """What has arrived, or b"" at the end. BrokenResourceError when it broke."""
         if self._seal is None:
             return bytes(await self._stream.receive_some(MAX_RECV))
-        data = self._seal.take_out(b"")  # may have come with the end of the greeting
-        while not data and (sealed := await self._stream.receive_some(MAX_RECV)):
-            data = self._seal.take_out(sealed)
-            self._write_pending()
+        data = self._open(self._seal, b"")  # may have come with the end of the greeting
+        while not (data or self._seal.ended):
+            if not (sealed := await self._stream.receive_some(MAX_RECV)):
+                return b""
+            data = self._open(self._seal, sealed)
         return data
+
+    def _open(self, seal: Seal, sealed: bytes) -> bytes:
+        try:
+            return seal.take_out(sealed)
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError("what came is not what was sealed") from error
+        finally:
+            self._write_pending()
 
     def stop_reading(self) -> None:
         """End the connection; what runs on it is cancelled."""

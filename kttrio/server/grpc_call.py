@@ -66,6 +66,9 @@ class Call:
             raise RpcError(Status.INTERNAL, "A message begins with 0 or 1.")
         if num_bytes > self._max_message_bytes:
             raise self._too_large(num_bytes)
+        if not self._stream.reserve(num_bytes):
+            text = "This connection sends too much at once: send one after the other."
+            raise RpcError(Status.RESOURCE_EXHAUSTED, text)
         await self._fill(PREFIX.size + num_bytes, begun=True)
         message = bytes(arrived[PREFIX.size : PREFIX.size + num_bytes])
         del arrived[: PREFIX.size + num_bytes]

@@ -35,8 +35,10 @@ logger = logging.getLogger(__name__)
 
 ALPN = ["h2"]
 MAX_STREAMS = 128
-STREAM_WINDOW = 1 << 16
+STREAM_WINDOW = 1 << 18
 """Bytes of a stream's body that may wait for its handler."""
+BIG_REQUESTS = 4
+"""Requests of the largest size that one connection may send at once; more small ones."""
 MAX_HEADER_BYTES = 1 << 14
 
 Handler = Callable[[Stream], Awaitable[None]]
@@ -75,6 +77,7 @@ class Session:
         )
         self._streams: dict[int, Stream] = {}
         self._last = 0
+        self._reserved = 0
         self._scan = FrameScan()
         self._patience = Patience()
         self._farewell = Code.NO_ERROR
@@ -131,7 +134,9 @@ class Session:
 
     def _dismiss(self, code: Code, why: str) -> None:
         """Close the connection of a client that breaks the rules."""
-        logger.warning("a client of HTTP/2 is let go: %s", why)
+        # Who floods may be a good client that is bounded too tightly; noise is not worth a line.
+        level = logging.WARNING if code is Code.ENHANCE_YOUR_CALM else logging.DEBUG
+        logger.log(level, "a client of HTTP/2 is let go: %s", why)
         self._farewell = code
         self._connection.stop_reading()
 
@@ -218,6 +223,13 @@ class Session:
     @property
     def closing(self) -> bool:
         return self._connection.pool.closing
+
+    def reserve(self, num_bytes: int) -> bool:
+        most = self._connection.pool.config.max_body_bytes * BIG_REQUESTS
+        if num_bytes > 0 and self._reserved + num_bytes > most:
+            return False
+        self._reserved += num_bytes
+        return True
 
     def acknowledge(self, stream: Stream, num_bytes: int) -> None:
         self._acknowledge(stream.number, num_bytes)

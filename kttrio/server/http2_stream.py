@@ -41,6 +41,11 @@ class Lines(Protocol):
         """Whether the server ends."""
         ...
 
+    def reserve(self, num_bytes: int) -> bool:
+        """Make room for so many bytes of a request, or give some back; False when the requests of
+        this connection would take too much together."""
+        ...
+
     def acknowledge(self, stream: Stream, num_bytes: int) -> None:
         """So many bytes of the stream's body wait no more."""
         ...
@@ -76,6 +81,7 @@ class Stream:
         self._session = session
         self._arrived: deque[tuple[bytes, int]] = deque()
         self._arriving = True
+        self._reserved = 0
         self._news = trio.Event()
         self._unsent = bytearray()
         self._longest = 0
@@ -102,6 +108,14 @@ class Stream:
         data, num_bytes = self._arrived.popleft()
         self._session.acknowledge(self, num_bytes)
         return data
+
+    def reserve(self, num_bytes: int) -> bool:
+        """Make room for a part of the request of so many bytes, in the place of an earlier one;
+        False when the requests of this connection would take too much together."""
+        granted = self._session.reserve(num_bytes - self._reserved)
+        if granted:
+            self._reserved = num_bytes
+        return granted
 
     def take(self, data: bytes, num_bytes: int) -> None:
         """A piece of the body has arrived; with its padding it took `num_bytes` of the window."""
@@ -195,6 +209,7 @@ class Stream:
         """The stream is gone: cancel what runs for it."""
         self._sending = self._arriving = False
         self._unsent.clear()
+        self.reserve(0)
         self._note_move()
         self.scope.cancel()
 

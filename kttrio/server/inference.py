@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kttrio.request import TokenLogprob
 from kttrio.server.answering import collect, open_intake
 from kttrio.server.decoding import Answer, Delta
-from kttrio.server.errors import ApiError
+from kttrio.server.errors import ApiError, BadRequestError
 from kttrio.server.inference_counts import Timing
 from kttrio.server.inference_request import OUTPUTS, SPECS, Asked, TensorSpec
 from kttrio.server.openai_logprobs import LEAST_LOGPROB
@@ -112,11 +112,10 @@ def repository_index(state: AppState, *, only_ready: bool) -> list[dict[str, Any
 
 
 def refuse_change() -> ApiError:
-    """Why a model is neither loaded nor unloaded."""
-    return ApiError(
-        503,
+    """Why a model is neither loaded nor unloaded. No 503: trying again would not help."""
+    return BadRequestError(
         "Models are not loaded or unloaded while the server runs: it serves the one that it was "
-        "started with.",
+        "started with."
     )
 
 

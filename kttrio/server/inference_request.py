@@ -1,8 +1,8 @@
 """The tensors that a generating model takes, in the union of the names that the clients of Triton's
 LLM backends know: what each may be, and the request that they make together.
 
-Values come as tensors or as JSON, where a single one may stand in an array of one and a number or
-boolean in a string. How either arrives is not known here.
+Values come as tensors or as JSON (loose.py says how it may be spelled). How either arrives is not
+known here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kttrio.server.kinds import (
     check_type,
     refuse,
 )
-from kttrio.server.loose import alone, spelled
+from kttrio.server.loose import LISTS, alone, spelled
 from kttrio.server.openai_forms import GuidedFields, read_form, schema_form
 from kttrio.server.openai_sampling import (
     MAX_CHOICES,
@@ -125,7 +125,6 @@ class Inputs(GuidedFields):
     num_draft_tokens: None = refused("the server makes its drafts itself")
     use_draft_logits: None = refused("the server makes its drafts itself")
     sequence_id: None = refused("no request remembers another one")
-
     return_token_ids: None = refused("the outputs are text")  # type: ignore[assignment]
     len_penalty: None = refused("it belongs to beam search", harmless=(1,))
 
@@ -174,8 +173,7 @@ def _input_specs() -> Iterator[TensorSpec]:
     for one in fields(Inputs):
         told = one.metadata
         if told["stance"] is Stance.DONE:
-            listed = isinstance(told["kind"], (Strings, TokenIds))
-            shape = (-1,) if listed else (1,)
+            shape = (-1,) if isinstance(told["kind"], LISTS) else (1,)
             datatype = _datatype(one.name, told["kind"])
             yield TensorSpec(one.name, datatype, shape, not told["required"])
 

@@ -13,6 +13,7 @@ from quart import Blueprint, Response
 from quart_trio.wrappers import TrioResponse
 
 from kttrio.server.operations import OBJECT, Operation
+from kttrio.server.records import schema
 
 PATH = "/openapi.json"
 VERSION = "1"
@@ -41,14 +42,21 @@ def blueprint(operations: Iterable[Operation], *, keyed: bool) -> Blueprint:
 def document(operations: Iterable[Operation], *, keyed: bool) -> dict[str, Any]:
     """The OpenAPI document of these operations."""
     paths: dict[str, dict[str, Any]] = {}
+    bodies: dict[str, Any] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = operation.document()
+        if operation.body is not None:
+            bodies[operation.body.__name__] = schema(operation.body)
     told = {
         "openapi": "3.1.0",
         "info": {"title": "kttrio", "version": VERSION},
         "paths": paths,
+        "components": {"schemas": bodies},
     }
-    if not keyed:
-        return told
+    return _with_keys(told) if keyed else told
+
+
+def _with_keys(told: dict[str, Any]) -> dict[str, Any]:
     keys: list[dict[str, Any]] = [{name: []} for name in KEYS]
-    return {**told, "components": {"securitySchemes": KEYS}, "security": keys}
+    components = {**told["components"], "securitySchemes": KEYS}
+    return {**told, "components": components, "security": keys}

@@ -127,10 +127,10 @@ class Operation:
         return "_".join(word for word in (self.method, *words) if word)
 
     def _request_body(self, body: type) -> dict[str, Any]:
-        told = schema(body)
-        content = {"application/json": {"schema": told}}
+        told = {"$ref": f"#/components/schemas/{body.__name__}"}
+        content: dict[str, Any] = {"application/json": {"schema": told}}
         content |= {kind: {} for kind in self.other_bodies}
-        return {"required": "required" in told, "content": content}
+        return {"required": "required" in schema(body), "content": content}
 
     def _responses(self) -> dict[str, Any]:
         content: dict[str, Any] = {}

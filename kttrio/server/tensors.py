@@ -13,7 +13,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
-from kttrio.server.kinds import refuse, word
+from kttrio.server.kinds import refuse, whole, word
 
 BYTES = "BYTES"
 CODES: Mapping[str, str] = MappingProxyType(
@@ -131,8 +131,9 @@ def _element(name: str, datatype: str, value: Any) -> Any:
 def _number(name: str, datatype: str, value: float) -> float:
     """As the datatype holds it, so that JSON and raw bytes mean the same."""
     code = CODES[datatype]
+    number = value if datatype.startswith("FP") else whole(value)
     try:
-        (held,) = struct.unpack(f"<{code}", struct.pack(f"<{code}", value))
+        (held,) = struct.unpack(f"<{code}", struct.pack(f"<{code}", number))
     except (struct.error, OverflowError):
         refuse(name, f"has an element that is no {datatype}")
     return float(held) if isinstance(held, float) else int(held)

@@ -66,6 +66,8 @@ class Seal:
     def __init__(self, context: ssl.SSLContext) -> None:
         self._arrived, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._arrived, self._leaving, server_side=True)
+        self.ended = False
+        """The client has said that nothing follows."""
 
     def shake_hands(self, data: bytes) -> bool:
         """Go on with the greeting; True when it is over. The answer is in `pending`."""
@@ -84,13 +86,21 @@ class Seal:
         return self._leaving.read()
 
     def take_out(self, data: bytes) -> bytes:
-        """What the wire's `data` says: b"" when its rest is missing, or when no more follows."""
+        """What the wire's `data` says, as far as it is complete."""
         self._arrived.write(data)
         opened = bytearray()
-        with suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            while piece := self._tls.read(1 << 16):
+        with suppress(ssl.SSLWantReadError):
+            while piece := self._read():
                 opened += piece
         return bytes(opened)
+
+    def _read(self) -> bytes:
+        try:
+            data = self._tls.read(1 << 16)
+        except ssl.SSLZeroReturnError:
+            data = b""
+        self.ended = not data
+        return data
 
     def pending(self) -> bytes:
         """What TLS itself has to say to the client."""

@@ -24,7 +24,7 @@ from kttrio.server.tensors import BYTES, DATATYPES, Tensor, from_json, unpack
 HEADER_LENGTH = "Inference-Header-Content-Length"
 WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 31, "deflate": 15})
 """The encodings of bodies, and what zlib calls their frames."""
-REFUSED = re.compile(r"q\s*=\s*0(\.0*)?")
+UNWANTED = re.compile(r"q\s*=\s*0(\.0*)?")
 """How a client says that it does not take an encoding."""
 MAX_DIMENSIONS = 16
 NO_SHARING = "send the tensor's data: this server shares no memory with its clients"
@@ -176,8 +176,8 @@ def read_generate(body: bytes, *, vocab_size: int) -> InferRequest:
 def read_infer(body: bytes, header_length: str | None, *, vocab_size: int) -> InferRequest:
     """Read the body of infer; `header_length` is what its header field says of the length of the
     JSON at its begin, if anything. Raises BadRequestError."""
-    num_bytes = _header_length(header_length, len(body))
-    if num_bytes == 0:
+    num_bytes = len(body) if header_length is None else _length(header_length, len(body))
+    if header_length is not None and num_bytes == 0:
         return _read_raw(body, vocab_size)
     told = read(InferBody, parse_object(body[:num_bytes], unique=True))
     parameters = told.parameters or {}
@@ -195,13 +195,12 @@ def _or(given: bool | None, default: bool) -> bool:
     return default if given is None else given
 
 
-def _header_length(field: str | None, num_bytes: int) -> int:
-    if field is None:
-        return num_bytes
-    if not (field.isascii() and field.isdigit() and len(field) < 20 and int(field) <= num_bytes):
+def _length(field: str, most: int) -> int:
+    """What the header field says of the length of the JSON."""
+    if not (field.isascii() and field.isdigit() and len(field) < 20 and int(field) <= most):
         raise BadRequestError(
             f"The header {HEADER_LENGTH} must be the length of the JSON at the begin of the body, "
-            f"which has {num_bytes} bytes, or 0."
+            f"which has {most} bytes, or 0."
         )
     return int(field)
 
@@ -215,13 +214,13 @@ def _read_raw(body: bytes, vocab_size: int) -> InferRequest:
 
 def _tensors(inputs: tuple[InferInput, ...], tail: bytes) -> list[Tensor]:
     """The inputs; those without `data` lie in `tail`, one behind the other."""
-    tensors, rest = [], tail
+    tensors, rest = [], memoryview(tail)
     for one in inputs:
         size = one.parameters.binary_data_size
         if one.data is not None and size is None:
             tensors.append(from_json(one.name, one.datatype, one.shape, one.data))
         elif one.data is None and size is not None and size <= len(rest):
-            tensors.append(unpack(one.name, one.datatype, one.shape, rest[:size]))
+            tensors.append(unpack(one.name, one.datatype, one.shape, bytes(rest[:size])))
             rest = rest[size:]
         else:
             refuse(
@@ -264,12 +263,7 @@ def encoding_of(accepted: str) -> str:
     """The `Content-Encoding` of an answer to a client that accepts these; empty for none."""
     for entry in accepted.lower().split(","):
         name, _, quality = (part.strip() for part in entry.partition(";"))
-        if name in WINDOWS and quality.replace(" ", "") not in (
-            "q=0",
-            "q=0.0",
-            "q=0.00",
-            "q=0.000",
-        ):
+        if name in WINDOWS and not UNWANTED.fullmatch(quality):
             return name
     return ""
 

@@ -18,21 +18,24 @@ from llguidance import LLMatcher, LLParserLimits
 from kttrio.text import entrance, lark
 from kttrio.text.entrance import Turns
 from kttrio.text.gate import Gate, Way
-from kttrio.text.grammar_error import GrammarError
+from kttrio.text.grammar_error import GrammarError, told
 from kttrio.text.lark import Rules
-from kttrio.text.matcher import Matcher, first_line
+from kttrio.text.matcher import Matcher
 from kttrio.text.tokenizer import Tokenizer
 from kttrio.text.tool_parsers import base as tool_parsers
 from kttrio.text.tool_parsers.base import Tools
+from kttrio.text.trial import Trial
 from kttrio.text.vocabulary import Vocabulary
 
 FormKind = Literal["json_object", "json_schema", "regex", "ebnf", "lark", "choice"]
 
-MAX_GRAMMARS = 64
+MAX_GRAMMARS = 32
 MAX_CACHED_CHARS = 4 << 20
+MAX_SHARING = 16
+MAX_LEXER_STATES = 20_000
+"""30 MB of states that answers have met."""
 MAX_ENTRANCES = 64
 """Places before an answer whose masks are kept; there are few that outputs come to."""
-_LIMITS = LLParserLimits(verbose_errors=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,15 @@ class ForcedCalls:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What an answer must be. Where both are given either will do; one of them is."""
+    """What an answer must be: one of them is given; where both are, either will do."""
 
     form: Form | None = None
     calls: ForcedCalls | None = None
 
 
 class Grammars:
-    """A model's grammars. Threads may share it; what it does takes milliseconds, the first time
-    1.7 s where the vocabulary has 150,000 tokens."""
+    """A model's grammars. Threads may share it: what it does takes milliseconds for grammars of
+    real requests, and the first time two seconds where the vocabulary has 150,000 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -77,30 +80,49 @@ class Grammars:
         self._special_tokens = {
             tokenizer.token_bytes(id).decode(): id for id in tokenizer.special_ids - end_ids
         }
+        self._trial = Trial(
+            {"max_lexer_states": MAX_LEXER_STATES}, self._special_tokens, tokenizer.vocab_size
+        )
         self._lock = Lock()
         self._vocabulary: Vocabulary | None = None
         self._turns: dict[Way, Turns] = {}
-        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._cache: OrderedDict[str, Grammar | str] = OrderedDict()  # or what is wrong with it
 
     def compile(self, spec: Spec) -> Grammar:
         """Raises GrammarError: what is wrong with the request."""
         source = _source(spec, self._special_tokens)
+        found = self._recall(source)
+        if found is None:
+            complaint = self._try(source)
+            found = told(complaint) if complaint else self._build(source)
+            self._remember(source, found)
+        if isinstance(found, str):
+            raise GrammarError(found)
+        return found
+
+    def _try(self, source: str) -> str:
+        try:
+            return self._trial.complaint(source)
+        except TimeoutError as error:  # not to be remembered: the machine may be busy
+            raise GrammarError(str(error)) from None
+
+    def _build(self, source: str) -> Grammar:
         with self._lock:
-            vocabulary = self._vocabulary = self._vocabulary or Vocabulary(
-                self._tokenizer, self._end_ids
-            )
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self._tokenizer, self._end_ids)
+        return Grammar(self._vocabulary, source, self._turns)
+
+    def _recall(self, source: str) -> Grammar | str | None:
+        with self._lock:
             if source in self._cache:
                 self._cache.move_to_end(source)
-                return self._cache[source]
-        grammar = Grammar(vocabulary, source, self._turns)
+            return self._cache.get(source)
+
+    def _remember(self, source: str, grammar: Grammar | str) -> None:
         with self._lock:
             self._cache[source] = grammar
-            self._evict()
-        return grammar
-
-    def _evict(self) -> None:
-        while len(self._cache) > MAX_GRAMMARS or sum(map(len, self._cache)) > MAX_CACHED_CHARS:
-            self._cache.popitem(last=False)
+            while len(self._cache) > MAX_GRAMMARS or _size(self._cache) > MAX_CACHED_CHARS:
+                self._cache.popitem(last=False)
 
 
 class Grammar:
@@ -109,15 +131,36 @@ class Grammar:
     def __init__(self, vocabulary: Vocabulary, source: str, turns: dict[Way, Turns]) -> None:
         """`turns`: what is known of the vocabulary, added to. Raises GrammarError."""
         self._vocabulary = vocabulary
+        self._source = source
         self._turns = turns
-        self._start = LLMatcher(vocabulary.words, source, log_level=0, limits=_LIMITS)
-        if self._start.is_error():
-            raise GrammarError(first_line(self._start.get_error()))
         self._entrances: dict[Gate, bytes] = {}
+        self._lock = Lock()
+        self._start = self._compile()
+        self._num_opened = 0
 
     def open(self, gate: Gate | None = None) -> Matcher:
-        """The state of one answer. `gate`: how its output leads to it; None: it is all answer."""
-        return Matcher(self._vocabulary, self._start.deep_copy(), gate, self._entrance)
+        """The state of one answer. `gate`: how its output leads to it; None: it is all answer.
+        Raises GrammarError where there is none behind that gate."""
+        if gate is not None and not any(self._entrance(entrance.last_place(gate.way))):
+            raise GrammarError("it wants a newline first, which is dropped behind reasoning")
+        with self._lock:
+            # Those of one start share the states that they have met, which must not grow for ever.
+            if self._num_opened == MAX_SHARING or self._start.is_error():
+                self._start, self._num_opened = self._compile(), 0
+            self._num_opened += 1
+            grammar = self._start.deep_copy()
+        return Matcher(self._vocabulary, grammar, gate, self._entrance)
+
+    def _compile(self) -> LLMatcher:
+        limits = LLParserLimits(
+            max_lexer_states=MAX_LEXER_STATES,
+            verbose_errors=False,
+        )
+        start = LLMatcher(self._vocabulary.words, self._source, log_level=0, limits=limits)
+        start.compute_bitmask()
+        if start.is_error():
+            raise GrammarError(told(start.get_error()))
+        return start
 
     def _entrance(self, gate: Gate) -> bytes:
         mask = self._entrances.get(gate)
@@ -127,6 +170,10 @@ class Grammar:
             if len(self._entrances) < MAX_ENTRANCES:
                 self._entrances[gate] = mask
         return mask
+
+
+def _size(cache: Mapping[str, object]) -> int:
+    return sum(map(len, cache))
 
 
 def _source(spec: Spec, special_tokens: Mapping[str, int]) -> str:

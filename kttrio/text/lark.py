@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,9 @@ from kttrio.text.grammar_error import GrammarError
 from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
-MAX_DEPTH = 64
 SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,64}"
-"""White space between the parts of JSON: a weak model can not go on with it for ever."""
+"""White space between the parts of JSON: a weak model cannot go on with it for ever."""
+_CODE_POINT = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(?s:.))")
 _CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+\-][0-9]{2}:[0-9]{2})"
 _DAY = r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
 _FORMATS: Mapping[str, str] = MappingProxyType(
@@ -121,12 +122,56 @@ def _of_json_object(source: str) -> str:
 
 
 def _of_json_schema(source: str) -> str:
-    return "start: " + json_value(json.loads(source))
+    schema = _read_json(source)
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError("a JSON schema must be an object")
+    return "start: " + json_value(schema)
 
 
 def _of_regex(pattern: str) -> str:
     """An answer that the pattern matches from its beginning to its end."""
     return f"start: /{regex_to_lark(_without_ends(pattern), '')}/"
+
+
+def _of_choice(source: str) -> str:
+    choices = _read_json(source)
+    if not isinstance(choices, list) or not choices:
+        raise GrammarError("the choices must be a list of one string or more")
+    if not all(isinstance(choice, str) for choice in choices):
+        raise GrammarError("each choice must be a string")
+    return f"start: CHOICE\nCHOICE: {' | '.join(map(literal, choices))}"
+
+
+def _of_ebnf(source: str) -> str:
+    try:
+        return gbnf_to_lark(_CODE_POINT.sub(_character, source))
+    except RecursionError:
+        raise GrammarError("nested too deeply") from None
+    except Exception as error:  # the library raises plain Exception for a bad grammar
+        raise GrammarError(str(error)) from None
+
+
+def _character(escape: re.Match[str]) -> str:
+    """The library mistakes escapes like \\u00e9; a character that means nothing else may come as
+    it is."""
+    code = escape[1] or escape[2]
+    character = chr(int(code, 16)) if code and int(code, 16) <= sys.maxunicode else ""
+    return character if character.isalnum() else escape[0]
+
+
+def _of_lark(source: str) -> str:
+    return source
+
+
+def _read_json(source: str) -> Any:
+    try:
+        return json.loads(source)
+    except RecursionError:
+        raise GrammarError("nested too deeply") from None
+    except ValueError as error:
+        raise GrammarError(f"not valid JSON: {error}") from None
 
 
 def _without_ends(pattern: str) -> str:
@@ -137,18 +182,6 @@ def _has_end(pattern: str) -> bool:
     """Whether it ends with `$`, not as a character."""
     before = pattern[:-1]
     return pattern.endswith("$") and (len(before) - len(before.rstrip("\\"))) % 2 == 0
-
-
-def _of_choice(source: str) -> str:
-    return _of_regex("|".join(map(re.escape, json.loads(source))))
-
-
-def _of_ebnf(source: str) -> str:
-    return gbnf_to_lark(source)
-
-
-def _of_lark(source: str) -> str:
-    return source
 
 
 _FORMS: Mapping[str, Callable[[str], str]] = MappingProxyType(

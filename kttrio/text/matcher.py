@@ -11,7 +11,7 @@ from typing import Protocol
 from llguidance import LLMatcher
 
 from kttrio.text.gate import Gate
-from kttrio.text.grammar_error import GrammarError
+from kttrio.text.grammar_error import GrammarError, told
 from kttrio.text.vocabulary import Vocabulary
 
 
@@ -66,6 +66,8 @@ class Matcher:
             return self._entrance(gate)
         mask = self._grammar.compute_bitmask()
         self._check()
+        if mask.count(0) == len(mask):  # much faster than any()
+            raise GrammarError("no token of this model goes on from here")
         return mask
 
     def _step(self, gate: Gate | None, token: int) -> tuple[Gate | None, list[int]]:
@@ -81,12 +83,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._grammar.is_error():
-            raise GrammarError(first_line(self._grammar.get_error()))
-
-
-def first_line(complaint: str) -> str:
-    """Without the state that llguidance dumps behind it."""
-    return complaint.partition("\n<state>")[0].strip()
+            raise GrammarError(told(self._grammar.get_error()))
 
 
 def _allows(mask: bytes, token: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from kttrio.cli.serve import (
     RECORDS,
     TerminalFace,
     check_paths,
+    raise_file_limit,
     tune_libraries,
     with_environment,
 )
@@ -145,3 +147,41 @@ def test_kernels_of_many_shapes_do_not_pile_up() -> None:
     command = [sys.executable, "-W", "error", "-c", MULTIPLY_MANY_SHAPES]
     ended = subprocess.run(command, env=untouched, check=True, capture_output=True, text=True)
     assert int(ended.stdout) < PREPARED_KERNELS * 3 * 2**19  # 1.5 MiB each
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "raised"),
+    [
+        (1024, 65536, 2048, 3072),
+        (1024, 2000, 2048, 2000),
+        (65536, 65536, 2048, None),
+        (1024, resource.RLIM_INFINITY, 2048, 3072),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 2048, None),
+    ],
+)
+def test_connections_get_as_many_files_as_the_system_allows(
+    soft: int, hard: int, connections: int, raised: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    raise_file_limit(connections)
+    assert asked == ([] if raised is None else [(raised, hard)])
+
+
+def test_no_header_field_is_logged_as_it_is_read() -> None:
+    """At any level: they hold keys."""
+    told = subprocess.run(
+        [sys.executable, "-c", HPACK], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "ours" in told.stderr
+    assert "sesame" not in told.stderr
+
+
+HPACK = """
+import logging, hpack
+from kttrio.cli.serve import _set_up_logging
+_set_up_logging("debug")
+logging.getLogger("kttrio").debug("ours")
+hpack.Decoder().decode(hpack.Encoder().encode([("authorization", "Bearer sesame")]))
+"""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import urllib.request
 from pathlib import Path
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
+
+from tests.e2e.conftest import Server
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = json.loads((ROOT / "tools/demo/questions.json").read_text("utf-8"))
@@ -17,6 +23,17 @@ WEATHER = {
     "function": {
         "name": "get_weather",
         "description": "Get the weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+TIME = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string"}},
@@ -218,6 +235,175 @@ def test_completions_take_token_ids_and_batches(client: openai.OpenAI, model: st
     assert [choice.index for choice in both.choices] == [0, 1]
     assert both.usage.prompt_tokens == 5
     assert both.choices[1].text == alone.choices[0].text
+
+
+def arguments(call: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call.function.arguments)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"get_weather", "get_time"}),
+        ({"type": "function", "function": {"name": "get_time"}}, {"get_time"}),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "get_weather"}}],
+                },
+            },
+            {"get_weather"},
+        ),
+    ],
+)
+def test_a_call_can_be_forced_though_nothing_asks_for_it(
+    client: openai.OpenAI, model: str, choice: Any, names: set[str]
+) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("Hello!"),
+        tools=[WEATHER, TIME],
+        tool_choice=choice,
+        max_tokens=200,
+        temperature=0,
+    )
+    (told,) = answer.choices
+    assert told.finish_reason == "tool_calls"
+    assert told.message.content is None
+    for call in told.message.tool_calls:
+        assert call.function.name in names
+        assert isinstance(arguments(call)["city"], str)
+
+
+def test_a_forced_call_streams(client: openai.OpenAI, model: str) -> None:
+    with client.chat.completions.stream(
+        model=model,
+        messages=ask("What is the weather in Paris?"),
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        temperature=0,
+    ) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    (call,) = final.choices[0].message.tool_calls
+    assert (call.function.name, arguments(call)) == ("get_weather", {"city": "Paris"})
+
+
+def test_no_call_comes_where_none_may(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=ask("What is the weather in Paris?"),
+        tools=[WEATHER],
+        tool_choice="none",
+        temperature=0,
+    )
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.choices[0].message.content
+
+
+class Verdict(pydantic.BaseModel):
+    city: Literal["Paris", "Rome"]
+    capital: bool
+    stars: Literal[1, 2, 3]
+
+
+def test_an_answer_parses_into_a_model(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.parse(
+        model=model, messages=ask("Judge a city."), response_format=Verdict, max_tokens=200
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert isinstance(choice.message.parsed, Verdict)
+
+
+def test_a_streamed_answer_parses_into_a_model(client: openai.OpenAI, model: str) -> None:
+    with client.chat.completions.stream(
+        model=model, messages=ask("Judge a city."), response_format=Verdict, max_tokens=200
+    ) as stream:
+        parsed = stream.get_final_completion().choices[0].message.parsed
+    assert isinstance(parsed, Verdict)
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ({"regex": "[0-9]{3}-[a-f]{2}"}, "[0-9]{3}-[a-f]{2}"),
+        ({"guided_regex": "(ab){2,3}"}, "(ab){2,3}"),
+        ({"guided_choice": ["yes", "no"]}, "yes|no"),
+        ({"structured_outputs": {"choice": ["red", "green"]}}, "red|green"),
+        ({"ebnf": 'root ::= "a" ("b" | "c") "d"'}, "a[bc]d"),
+        ({"guided_grammar": 'start: "x" ("y" | "z")'}, "x[yz]"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_guided_answers_have_their_form(
+    client: openai.OpenAI, model: str, form: dict[str, Any], pattern: str
+) -> None:
+    chat = client.chat.completions.create(
+        model=model, messages=ask("Hello!"), n=2, temperature=1, extra_body=form
+    )
+    said = [choice.message.content for choice in chat.choices]
+    text = client.completions.create(model=model, prompt="Hello!", extra_body=form)
+    for answer in (*said, text.choices[0].text):
+        assert re.fullmatch(pattern, answer)
+
+
+def test_an_answer_goes_on_with_the_clients_words(client: openai.OpenAI, model: str) -> None:
+    question = ask("What is kttrio?")
+    whole = client.chat.completions.create(model=model, messages=question, temperature=0)
+    text = whole.choices[0].message.content
+    begun = text[: len(text) // 2].rpartition(" ")[0]
+    rest = client.chat.completions.create(
+        model=model,
+        messages=[*question, {"role": "assistant", "content": begun}],
+        temperature=0,
+        extra_body={"continue_final_message": True},
+    )
+    assert begun + rest.choices[0].message.content == text
+
+
+def test_tokens_are_told_and_put_together_again(client: openai.OpenAI, model: str) -> None:
+    told = client.post("/tokenize", body={"model": model, "prompt": "Grüße!"}, cast_to=object)
+    back = client.post("/detokenize", body={"tokens": told["tokens"]}, cast_to=object)
+    assert back["prompt"] == "Grüße!"
+    answer = client.chat.completions.create(
+        model=model, messages=ask("Hello!"), max_tokens=1, extra_body={"return_token_ids": True}
+    )
+    same = client.post("/tokenize", body={"messages": ask("Hello!")}, cast_to=object)
+    assert answer.prompt_token_ids == same["tokens"]
+
+
+def test_the_document_tells_of_the_whole_api(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/openapi.json") as reply:
+        document = json.load(reply)
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/v2/health/live"):
+        assert path in document["paths"]
+
+
+def test_what_is_not_served_is_not_found(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="no embeddings"):
+        client.embeddings.create(model=model, input="text")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"regex": "(a"},
+        {"ebnf": "root :="},
+        {"json_schema": {"type": "object", "not": {}}},
+        {"regex": "a", "guided_choice": ["b"]},
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_the_callers_error(
+    client: openai.OpenAI, model: str, form: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=model, messages=ask("Hello!"), extra_body=form)
+    assert caught.value.body["param"] in form
 
 
 @pytest.mark.parametrize(

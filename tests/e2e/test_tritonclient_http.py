@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.http as http
+import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
 from tests.e2e.conftest import Server
@@ -142,6 +144,15 @@ def test_many_at_once(triton: http.InferenceServerClient, model: str, answer: st
     assert [result.get_response()["id"] for result in results] == list("0123")
 
 
+def test_the_client_for_asyncio(server: Server, model: str, answer: str) -> None:
+    async def ask() -> http.InferResult:
+        async with aio.InferenceServerClient(server.url.removeprefix("http://")) as client:
+            assert await client.is_model_ready(model)
+            return await client.infer(model, asked(), response_compression_algorithm="gzip")
+
+    assert text(asyncio.run(ask())) == answer
+
+
 def test_statistics_grow(triton: http.InferenceServerClient, model: str) -> None:
     def count() -> int:
         (told,) = triton.get_inference_statistics(model, "1")["model_stats"]
@@ -168,8 +179,8 @@ def test_refusals_arrive_as_words(triton: http.InferenceServerClient, model: str
     shared = http.InferInput("text_input", [1], "BYTES")
     shared.set_shared_memory("region", 8)
     assert "shares no memory" in refusal(triton.infer, model, [shared])[1]
-    assert refusal(triton.load_model, model)[0] == "503"
-    assert refusal(triton.unload_model, model)[0] == "503"
+    assert refusal(triton.load_model, model)[0] == "400"
+    assert refusal(triton.unload_model, model)[0] == "400"
     for call in (
         triton.get_trace_settings,
         triton.get_log_settings,

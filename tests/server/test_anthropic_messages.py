@@ -304,6 +304,16 @@ async def test_an_answer_that_is_begun_goes_on_where_it_ends() -> None:
         assert message["usage"]["input_tokens"] == await count(front, messages=history)
 
 
+async def test_requests_that_differ_in_their_header_alone_have_the_same_tokens() -> None:
+    async with running_front() as front:
+        for number in ("1f2", "9ab0c"):
+            header = f"x-anthropic-billing-header: cc_version=2.1.37.{number}; cch={number};"
+            system = [{"type": "text", "text": header}, {"type": "text", "text": "Be brief."}]
+            await whole(front, system=system, max_tokens=1)
+        first, second = (plan.chunks[0].token_ids for plan in front.runner.history)
+        assert first == second
+
+
 async def count(front: Front, **fields: object) -> int:
     reply = await front.ask("POST", "/v1/messages/count_tokens", fields)
     assert reply.status == 200, reply.body

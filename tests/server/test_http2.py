@@ -5,16 +5,27 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from random import Random
 from typing import Any
 
 import h2.settings
+import hpack
 import pytest
 import trio
+from hyperframe.frame import (
+    DataFrame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
 from kttrio.config import ServerConfig
 from kttrio.server import connection, http2, http2_stream
-from kttrio.server.http2_frames import IDLE_FRAMES
+from kttrio.server.http2_frames import IDLE_FRAMES, PREFACE
 from kttrio.server.http2_stream import Code
 from tests.http2_client import INFERENCE, Http2Client, http2_client, infer_request
 from tests.http_front import ANSWER, Front, running_front
@@ -290,3 +301,57 @@ async def test_a_request_during_the_shutdown_is_refused() -> None:
         late = await client.open(LIVE, end=True)
         assert (await client.answer(late)).reset == Code.REFUSED_STREAM
         assert (await client.answer(running)).status == 0
+
+
+def wild_wire(random: Random) -> bytes:
+    """Requests, with frames among them that are wrong in one way or another."""
+    head = [(":method", "POST"), (":scheme", "http"), (":authority", "a"), ("te", "trailers")]
+    head.append(("content-type", "application/grpc"))
+    message = infer_request(stream=True, max_tokens=3).SerializeToString()
+    wire = PREFACE + SettingsFrame(0).serialize()
+    for number in range(1, 2 * random.randrange(1, 12), 2):
+        path = random.choice([LIVE, STREAM, WATCH, "/x"])
+        block = hpack.Encoder().encode([*head, (":path", path)])
+        frames = [
+            HeadersFrame(number, block, flags=["END_HEADERS"]),
+            DataFrame(number, struct.pack(">BI", 0, len(message)) + message),
+            DataFrame(number, b"", flags=random.choice([[], ["END_STREAM"]])),
+            RstStreamFrame(random.choice([number, 1]), error_code=random.randrange(99)),
+            WindowUpdateFrame(
+                random.choice([0, number]), window_increment=1 << random.randrange(31)
+            ),
+            SettingsFrame(0, settings={random.randrange(9): random.randrange(1 << 31)}),
+            PingFrame(0, opaque_data=bytes(8)),
+            PriorityFrame(number, depends_on=random.choice([0, 1])),
+        ]
+        for frame in [*frames[:2], *random.sample(frames[2:], random.randrange(3))]:
+            data = bytearray(frame.serialize())
+            if random.random() < 0.03:
+                data[random.randrange(len(data))] = random.randrange(256)
+            wire += data
+    return wire
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_wild_frames_end_their_connection_only(
+    seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = Random(seed)
+    async with grpc_front(header_timeout=0.2, idle_timeout=0.2, body_timeout=0.2) as front:
+
+        async def run_wild(wire: bytes) -> None:
+            async with http2_client(front, greets=False) as client:
+                with suppress(trio.BrokenResourceError), trio.move_on_after(0.2):
+                    await client.stream.send_all(wire)
+                    while await client.stream.receive_some(65536):
+                        pass
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(25):
+                nursery.start_soon(run_wild, wild_wire(random))
+        await front.idle()
+        async with http2_client(front) as client:
+            assert (await client.call(LIVE, b"")).status == 0
+        stats = front.state.engine.stats
+        assert stats.free_pages == stats.num_pages
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

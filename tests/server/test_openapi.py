@@ -10,6 +10,7 @@ import pytest
 from quart_trio import QuartTrio
 
 from kttrio.config import ServerConfig
+from kttrio.server.app import PROTOCOLS
 from tests.http_front import Front, Reply, running_front
 
 METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
@@ -53,10 +54,27 @@ async def test_every_route_is_told_and_none_else() -> None:
 
 async def test_every_schema_is_a_schema() -> None:
     async with running_front() as front:
-        found = schemas((await fetch(front))["paths"])
+        document = await fetch(front)
+        bodies = document["components"]["schemas"]
+        found = [*schemas(document["paths"]), *bodies.values()]
         assert len(found) > 20
         for schema in found:
             jsonschema.Draft202012Validator.check_schema(schema)
+
+
+async def test_every_body_is_told_by_a_name_of_its_own() -> None:
+    bodies = {one.body for protocol in PROTOCOLS for one in protocol.OPERATIONS} - {None}
+    async with running_front() as front:
+        document = await fetch(front)
+    told = {
+        one["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        for methods in document["paths"].values()
+        for one in methods.values()
+        if "requestBody" in one
+    }
+    named = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert told == named
+    assert len(named) == len(bodies)
 
 
 async def test_operations_have_names_of_their_own_and_tell_their_parameters() -> None:

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from kttrio.server.sse import KEEP_ALIVE, EventStream, EventTemplate, event
+from kttrio.server.errors import ApiError
+from kttrio.server.sse import KEEP_ALIVE, EventStream, EventTemplate, NumberedTemplate, event
 
 TEXTS = [
     "",
@@ -66,6 +67,14 @@ def test_a_template_says_what_a_whole_event_would(text: str) -> None:
     assert json.loads(template.fill(text)[6:])["choices"][0]["text"] == text
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_numbered_template_says_what_a_whole_event_would(text: str) -> None:
+    value = {"type": "delta", "number": "%number%", "place": {"at": 0}, "delta": "%hole%"}
+    template = NumberedTemplate(value, number="%number%", text="%hole%", name="delta")
+    whole = {"type": "delta", "number": 12, "place": {"at": 0}, "delta": text}
+    assert template.fill(text, 12) == event(whole, "delta")
+
+
 def test_half_characters_do_not_break_a_template() -> None:
     assert EventTemplate("%hole%", "%hole%").fill("a\udc80b") == b'data: "a?b"\n\n'
 
@@ -118,3 +127,39 @@ async def test_silence_is_broken_by_comments() -> None:
             await trio.lowlevel.checkpoint()
         stream.end()
     assert connection.written.replace(KEEP_ALIVE, b"") == b"<start><body>"
+
+
+REFUSED = ApiError(503, "no")
+
+
+async def test_a_patient_stream_begins_with_its_first_event(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    connection = FakeConnection()
+    stream = EventStream(connection, chunked=False, patient=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, stream, connection, 1)
+        await trio.sleep(100)
+        assert connection.written == b""
+        stream.put(b"one ")
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.written == b"<start>one "
+        stream.fail(REFUSED, b"told ")
+    assert connection.written == b"<start>one told <body>"
+
+
+async def test_a_patient_stream_raises_what_comes_before_its_first_event() -> None:
+    connection = FakeConnection()
+    stream = EventStream(connection, chunked=False, patient=True)
+    stream.fail(REFUSED, b"told ")
+    with pytest.raises(ApiError, match="no"):
+        await run(stream, connection)
+    assert connection.written == b""
+
+
+async def test_other_streams_tell_it_in_an_event() -> None:
+    connection = FakeConnection()
+    stream = EventStream(connection, chunked=False)
+    stream.fail(REFUSED, b"told ")
+    await run(stream, connection)
+    assert connection.written == b"<start>told <body>"

@@ -65,6 +65,7 @@ def test_elements_are_little_endian_and_strings_have_their_length_before_them() 
 def test_json_numbers_become_what_their_datatype_holds() -> None:
     assert from_json("t", "FP32", (1,), [0.1]).values == (0.10000000149011612,)
     assert from_json("t", "FP64", (1,), [1]).values == (1.0,)
+    assert from_json("t", "INT32", (1,), [5.0]).values == (5,)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,32 @@ async def test_a_greeting_that_is_none_ends_its_connection_only(
         async with sealed_client(front) as stream:
             assert (await Client(stream).ask("GET", "/health")).status == 200
     assert "Traceback" not in caplog.text
+
+
+async def test_noise_after_the_greeting_ends_its_connection_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_front(config=tls_config()) as front:
+        for grpc in (False, True):
+            async with sealed_client(front, grpc=grpc) as stream:
+                await stream.transport_stream.send_all(b"noise" * 100)
+                with suppress(trio.BrokenResourceError), trio.fail_after(5):
+                    while await stream.receive_some(65536):
+                        pass
+        async with sealed_client(front) as stream:
+            assert (await Client(stream).ask("GET", "/health")).status == 200
+    assert "ERROR" not in caplog.text
+
+
+async def test_a_client_that_says_goodbye_cancels_its_request() -> None:
+    async with running_front(config=tls_config(), context_length=65536, delay=0.001) as front:
+        front.script.endless = True
+        async with sealed_client(front) as stream:
+            await stream.send_all(raw_request(STREAM))
+            await stream.receive_some(100)
+            with trio.move_on_after(0), suppress(trio.BrokenResourceError):
+                await stream.aclose()
+            await front.idle()
 
 
 async def receive(client: Client) -> bytes:

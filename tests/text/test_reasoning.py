@@ -215,3 +215,17 @@ def test_the_flags_help_names_every_parser():
 def test_an_unknown_name_lists_the_known():
     with pytest.raises(ConfigError, match="--reasoning-parser qwen9: unknown; known are deepseek"):
         reasoning.check_name("qwen9")
+
+
+@pytest.mark.parametrize(
+    ("said", "start"),
+    [
+        ("One, two", ReasoningStart.CLOSED),
+        ("<think>\nTwo", ReasoningStart.OPEN),
+        ("<think>\nTwo\n</think>\n\nOne", ReasoningStart.CLOSED),
+        ("<think>a</think>b<think>c", ReasoningStart.OPEN),
+    ],
+)
+def test_an_answer_that_goes_on_is_where_its_tags_say(said: str, start: ReasoningStart):
+    for parser in FORMATS:
+        assert FORMATS[parser].start(f"<think>{said}", said=said) is start

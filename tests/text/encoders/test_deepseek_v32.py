@@ -243,3 +243,11 @@ def test_the_callers_messages_stay():
     developer = {"role": "developer", "content": "Be kind."}
     render(developer, HI)
     assert developer == {"role": "developer", "content": "Be kind."}
+
+
+def test_the_words_that_begin_an_answer_belong_to_the_message_before() -> None:
+    encoder = DeepseekV32Encoder()
+    with pytest.raises(TemplateError, match="begin the answer"):
+        encoder.render([HI], add_generation_prompt=False)
+    whole = encoder.render([HI, ANSWER], add_generation_prompt=False)
+    assert whole.endswith(f"{BOT}</think>Hello!{EOS}")

@@ -11,7 +11,8 @@ from tools.bench import masks, words
 from tools.bench.words import make_tokenizer
 
 
-def test_every_subject_is_measured_free_and_held(tmp_path, capsys):
+def test_every_subject_is_measured_free_and_held(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(masks, "ROUNDS", 1)
     file = tmp_path / "masks.json"
     flags = ["--streams", "2", "--seconds", "0.2", "--step-ms", "1", "--vocabulary", "2000"]
     assert masks.run([*flags, "--json", str(file)]) == 0

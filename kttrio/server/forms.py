@@ -37,9 +37,9 @@ async def text_constraints(
     model: ServedModel, options: Options, constraints: Constraints, *, count: int
 ) -> Sequence[Constraint]:
     """One for each of `count` texts, which are nothing but answer; else as for a chat."""
-    _check_end(options)
     if options.form is None:
         return ()
+    _check_end(options, options.form.field)
     return await _open(constraints, model.grammars, Spec(options.form), [None] * count)
 
 
@@ -57,12 +57,13 @@ def held_to(
 
 def chat_spec(model: ServedModel, request: ChatRequest) -> Spec | None:
     """Where a form is asked for tools may still be called in its place, unless they must be."""
-    _check_end(request.options)
     form = request.options.form
     if request.forced_calls:
+        _check_end(request.options, "tool_choice")
         return Spec(calls=_calls(model, request, request.forced_calls))
     if form is None:
         return None
+    _check_end(request.options, form.field)
     names = tuple(tool["function"]["name"] for tool in request.tools)
     return Spec(form, _calls(model, request, names) if names else None)
 
@@ -77,11 +78,11 @@ def _calls(model: ServedModel, request: ChatRequest, names: tuple[str, ...]) -> 
     )
 
 
-def _check_end(options: Options) -> None:
-    if options.form is not None and options.ignore_eos:
+def _check_end(options: Options, field: str) -> None:
+    """Refuse to go on behind the end of what `field` asks for."""
+    if options.ignore_eos:
         raise BadRequestError(
-            f"'ignore_eos' cannot be combined with '{options.form.field}': an answer in that form "
-            "has an end.",
+            f"'ignore_eos' cannot be combined with '{field}': such an answer has an end.",
             "ignore_eos",
             "invalid_value",
         )

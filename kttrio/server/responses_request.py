@@ -192,9 +192,7 @@ def parse_response(value: dict[str, Any], *, model: str, vocab_size: int) -> Ask
     )
     written = write_json(_echo(body, value, functions))
     summarize = (thinks.summary or thinks.generate_summary) is not None
-    return AskedResponse(
-        chat=chat, summarize=summarize, echo=write_json(_echo(body, value, functions))
-    )
+    return AskedResponse(chat=chat, summarize=summarize, echo=written)
 
 
 def _instructed(messages: list[dict[str, Any]], instructions: str | None) -> list[dict[str, Any]]:

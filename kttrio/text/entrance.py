@@ -60,6 +60,11 @@ class Turns:
         ]
 
 
+def last_place(way: Way) -> Gate:
+    """Where the answer must begin at last."""
+    return Gate(way, "closed", "\n" * MAX_NEWLINES)
+
+
 def mask(gate: Gate, turns: Turns, vocabulary: Vocabulary, grammar: LLMatcher) -> bytes:
     """What may come at this place. `grammar` is at its start, and stays there."""
     if gate.phase == "reasoning":

@@ -132,7 +132,10 @@ class Grammar:
         self._num_opened = 0
 
     def open(self, gate: Gate | None = None) -> Matcher:
-        """The state of one answer. `gate`: how its output leads to it; None: it is all answer."""
+        """The state of one answer. `gate`: how its output leads to it; None: it is all answer.
+        Raises GrammarError where there is none behind that gate."""
+        if gate is not None and not any(self._entrance(entrance.last_place(gate.way))):
+            raise GrammarError("it wants a newline first, which is dropped behind reasoning")
         with self._lock:
             # Those of one start share the states that they have met, which must not grow for ever.
             if self._num_opened == MAX_SHARING or self._start.is_error():

@@ -66,6 +66,8 @@ class Matcher:
             return self._entrance(gate)
         mask = self._grammar.compute_bitmask()
         self._check()
+        if not any(mask):
+            raise GrammarError("no token of this model goes on from here")
         return mask
 
     def _step(self, gate: Gate | None, token: int) -> tuple[Gate | None, list[int]]:

@@ -11,7 +11,7 @@ import selectors
 import subprocess
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock, Thread, stack_size
 
 SECONDS = 3.0
@@ -33,6 +33,7 @@ class Trial:
         self._settings = json.dumps([dict(limits), dict(special_tokens), vocab_size])
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._stop: Callable[[], object] = lambda: None
 
     def complaint(self, grammar: str) -> str:
         """What is wrong with the grammar, in llguidance's words or ours; empty if nothing is."""
@@ -41,7 +42,7 @@ class Trial:
             answer = _ask(process, grammar, SECONDS)
             if answer is None:
                 self._process = None
-                _stop(process)
+                self._stop()
                 return f"too large or too deep, or it takes more than {SECONDS:g} s to compile"
             return answer
 
@@ -55,7 +56,7 @@ class Trial:
             bufsize=1,
             start_new_session=True,  # Ctrl-C is for the server
         )
-        weakref.finalize(self, _stop, process)
+        self._stop = weakref.finalize(self, _stop, process)
         _ask(process, self._settings, STARTING_SECONDS)
         return process
 
@@ -108,11 +109,16 @@ def _serve() -> None:
     limits, special_tokens, vocab_size = json.loads(json.loads(sys.stdin.readline()))
     limits = LLParserLimits(**limits)
     words = LLTokenizer(TokenizerWrapper(_Bytes(special_tokens, vocab_size)))
-    print('""', flush=True)
+    _say("")
     for line in sys.stdin:
         matcher = LLMatcher(words, json.loads(line), log_level=0, limits=limits)
         matcher.compute_bitmask()
-        print(json.dumps(matcher.get_error()), flush=True)
+        _say(matcher.get_error())
+
+
+def _say(answer: str) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

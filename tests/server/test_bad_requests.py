@@ -155,6 +155,8 @@ CHAT: list[tuple[dict[str, Any], str | None]] = [
     ({"tools": [TOOL], "tool_choice": allow("sometimes", "f")}, "tool_choice.allowed_tools.mode"),
     ({"tools": [TOOL], "tool_choice": allow("auto", "g")}, "tool_choice.allowed_tools.tools"),
     ({"tools": [TOOL], "tool_choice": allow("auto")}, "tool_choice.allowed_tools.tools"),
+    ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    ({"regex": "a", "ignore_eos": True}, "ignore_eos"),
     ({"tool_choice": "sometimes"}, "tool_choice"),
     ({"tool_choice": []}, "tool_choice"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),

@@ -172,6 +172,20 @@ async def test_no_response_is_stored(method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_nested_deeply_is_told_back_or_refused(stream: bool) -> None:
+    async with running_front() as front:
+        front.script.text = "Hi"
+        statuses = []
+        for depth in range(900, 1000, 4):
+            nested = '{"a":' * depth + "1" + "}" * depth
+            fields = f'"input":"Hi","stream":{"true" if stream else "false"},"user":{nested}'
+            reply = await front.ask("POST", PATH, f"{{{fields}}}".encode())
+            statuses.append(reply.status)
+        assert set(statuses) == {200, 400}
+        assert statuses == sorted(statuses)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_refusals_are_real_http_errors(stream: bool) -> None:
     engine = EngineConfig(max_running_requests=1, max_queued_requests=0)
     async with running_front(engine_config=engine, context_length=64, delay=0.002) as front:

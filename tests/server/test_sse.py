@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from kttrio.server.errors import ApiError
-from kttrio.server.sse import KEEP_ALIVE, EventStream, EventTemplate, event
+from kttrio.server.sse import KEEP_ALIVE, EventStream, EventTemplate, NumberedTemplate, event
 
 TEXTS = [
     "",
@@ -65,6 +65,14 @@ def test_a_template_says_what_a_whole_event_would(text: str) -> None:
     template = EventTemplate({"id": 1, "choices": [{"text": "%hole%", "end": None}]}, "%hole%")
     assert template.fill(text) == event({"id": 1, "choices": [{"text": text, "end": None}]})
     assert json.loads(template.fill(text)[6:])["choices"][0]["text"] == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_numbered_template_says_what_a_whole_event_would(text: str) -> None:
+    value = {"type": "delta", "number": "%number%", "place": {"at": 0}, "delta": "%hole%"}
+    template = NumberedTemplate(value, number="%number%", text="%hole%", name="delta")
+    whole = {"type": "delta", "number": 12, "place": {"at": 0}, "delta": text}
+    assert template.fill(text, 12) == event(whole, "delta")
 
 
 def test_half_characters_do_not_break_a_template() -> None:

@@ -115,9 +115,9 @@ def forced(parser: str, *tools: dict[str, Any], several: bool = False) -> Spec:
 def test_forced_calls_are_valid_as_our_parser_reads_them(model: Open, parser: str):
     tokenizer, grammars = model(parser)
     grammar = grammars.compile(forced(parser, *TOOLS, several=True))
-    texts = [walk(grammar.open(), tokenizer, seed, ways_out=WAYS_OUT) for seed in range(25)]
+    texts = [walk(grammar.open(), tokenizer, seed, ways_out=WAYS_OUT) for seed in range(16)]
     ended = [calls_of(parser, text, TOOLS) for text in texts if text is not None]
-    assert len(ended) > 12
+    assert len(ended) > 6
     assert {name for calls in ended for name, _ in calls} == set(SCHEMAS)
     assert any(len(calls) > 1 for calls in ended)
     for calls in ended:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeVar
 
-import trio
-
 from kttrio.request import GenerateRequest, ImageInput, SamplingParams
 from kttrio.server.constraints import Constraints
 from kttrio.server.decoding import Decoder, View
@@ -21,6 +19,7 @@ from kttrio.server.errors import BadRequestError
 from kttrio.server.forms import chat_constraints, held_to, text_constraints
 from kttrio.server.image_memory import Hold
 from kttrio.server.images import Pictures, refusal
+from kttrio.server.off_loop import off_loop
 from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
 from kttrio.server.served_model import ServedModel
 from kttrio.text.chats import ChatFormat
@@ -32,9 +31,6 @@ from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
 from kttrio.text.stops import StopStrings
 from kttrio.text.tokenizer import EncodeError
 from kttrio.text.tool_parsers.base import ToolParser, open_parser
-
-LONG_BODY = 1 << 16
-"""Bytes of a request from which on its text does not hold up the event loop."""
 
 DEFAULT_TEXT_TOKENS = 16
 SEED_MASK = 2**63 - 1
@@ -157,13 +153,6 @@ def _most_tokens(options: Options, num_prompt_tokens: int, intake: Intake) -> in
     if options.max_tokens is None:
         return room
     return min(options.max_tokens, room) if options.fit_context else options.max_tokens
-
-
-async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
-    """Do what a long body makes long in a thread, short work at once."""
-    if num_bytes < LONG_BODY:
-        return work()
-    return await trio.to_thread.run_sync(work)
 
 
 async def _encoded(intake: Intake, work: Callable[[], T]) -> T:

@@ -12,6 +12,7 @@ from quart import Blueprint, Response
 from kttrio.server.answering import open_intake
 from kttrio.server.bodies import read_body
 from kttrio.server.errors import BadRequestError
+from kttrio.server.off_loop import off_loop
 from kttrio.server.openai import answers as openai_answers
 from kttrio.server.openai.messages import (
     MESSAGES,
@@ -23,7 +24,7 @@ from kttrio.server.openai.messages import (
 from kttrio.server.openai.request import check_model
 from kttrio.server.openai.sampling import TokenIds, check_ids
 from kttrio.server.openai.tools import TOOLS, Tool
-from kttrio.server.prompting import chat_ids, off_loop
+from kttrio.server.prompting import chat_ids
 from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.schema.kinds import Boolean, Object, Text

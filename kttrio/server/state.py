@@ -16,9 +16,9 @@ from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
-from kttrio.server.triton.counts import InferenceCounts
 from kttrio.server.visits import VISIT
 
 

@@ -14,13 +14,13 @@ from quart import Blueprint, Response
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
 from kttrio.server.completion import Usage, usage_of
+from kttrio.server.errors import unknown_model
 from kttrio.server.openai import answers as openai_answers
 from kttrio.server.openai.request import (
     ChatBody,
     TextBody,
     parse_chat,
     parse_text,
-    unknown_model,
 )
 from kttrio.server.openai.response import (
     ChatStream,

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.request import TokenLogprob
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, Call, Part, Said, Thought
-from kttrio.server.openai.logprobs import chat_logprobs
 from kttrio.server.responses.reasoning import carry
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
 Item = dict[str, Any]
@@ -157,11 +156,6 @@ def call_item(item_id: str, status: str, call: Call) -> Item:
         "arguments": call.arguments,
         "status": status,
     }
-
-
-def token_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> Logprobs:
-    content: Logprobs = chat_logprobs(tokenizer, scores)["content"]
-    return content
 
 
 def end_fields(finish: str | None, now: int) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from kttrio.server.responses.output import (
     end_fields,
     new_id,
     text_item,
-    token_logprobs,
     write_response,
 )
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
 TEXT = "%text%"

@@ -12,17 +12,10 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from kttrio.server.asking.forms import GuidedFields, read_form, schema_form
+from kttrio.server.asking.sampling import MAX_CHOICES, MAX_STOPS, check_ids, sampling_options
 from kttrio.server.bodies import parse_object
 from kttrio.server.errors import BadRequestError
-from kttrio.server.openai.forms import GuidedFields, read_form, schema_form
-from kttrio.server.openai.sampling import (
-    MAX_CHOICES,
-    MAX_ID,
-    MAX_STOPS,
-    TokenIds,
-    check_ids,
-    sampling_options,
-)
 from kttrio.server.prompting import DEFAULT_TEXT_TOKENS
 from kttrio.server.requests import Options, TextRequest
 from kttrio.server.schema.kinds import (
@@ -40,6 +33,7 @@ from kttrio.server.schema.kinds import (
 )
 from kttrio.server.schema.loose import LISTS, alone, spelled
 from kttrio.server.schema.records import Stance, given, ignored, read, refused
+from kttrio.server.schema.tokens import MAX_ID, TokenIds
 from kttrio.server.triton.tensors import BYTES, Tensor
 from kttrio.text.grammar import Form
 

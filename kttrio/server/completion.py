@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from kttrio.engine.engine import Engine, EventStream
+from kttrio.engine.engine import Engine
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
+from kttrio.engine.event_stream import EventStream
 from kttrio.request import Constraint, FinishReason, TokenEvent
 from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer, Decoder, Delta

@@ -154,7 +154,7 @@ def wings_keep_apart(source: Source) -> Iterator[str]:
         forbidden = TENSORS
     if source.part in ("text", "config", "request", "plan"):
         forbidden += WEB
-    if source.part == "engine" and source.name != "engine.engine":
+    if source.part == "engine" and source.name not in ("engine.engine", "engine.event_stream"):
         forbidden += ("trio",)
     for name in source.outer():
         if name in forbidden:

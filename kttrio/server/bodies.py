@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from quart import request
 
 from kttrio.server.errors import BadRequestError
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.schema.kinds import word
 
 T = TypeVar("T")

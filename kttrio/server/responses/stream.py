@@ -12,6 +12,7 @@ from kttrio.server import sse
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Call, CallDelta, Change, Delta, Said, Thought, changes
 from kttrio.server.errors import ApiError
+from kttrio.server.ids import new_id
 from kttrio.server.responses.output import (
     MESSAGE,
     Head,
@@ -20,7 +21,6 @@ from kttrio.server.responses.output import (
     TextShape,
     call_item,
     end_fields,
-    new_id,
     text_item,
     write_response,
 )
@@ -129,7 +129,7 @@ class OpenCall:
         self.number = start.number
         self._call = Call(start.id or "", start.name or "", "")
         self._writer = writer
-        self._id = new_id("fc")
+        self._id = new_id("fc_")
         self._index = index
         self._place = {"item_id": self._id, "output_index": index}
         self._arguments: list[str] = []

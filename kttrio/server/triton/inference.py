@@ -16,11 +16,13 @@ from kttrio.request import TokenLogprob
 from kttrio.server.answering import collect, open_intake
 from kttrio.server.decoding import Answer, Delta
 from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.ids import new_id
 from kttrio.server.inference_counts import Timing
 from kttrio.server.prompting import Prepared, prepare_text
 from kttrio.server.scores import finite
-from kttrio.server.state import AppState, installed_version, new_id
-from kttrio.server.triton.inference_request import OUTPUTS, SPECS, Asked, TensorSpec
+from kttrio.server.state import AppState, installed_version
+from kttrio.server.triton.inference_request import Asked
+from kttrio.server.triton.inputs import OUTPUTS, SPECS, TensorSpec
 from kttrio.server.triton.tensors import BYTES, Tensor, vector
 from kttrio.text.tokenizer import Tokenizer
 
@@ -236,7 +238,7 @@ async def prepare(state: AppState, asked: Asked, num_bytes: int) -> Inference:
     """Check and encode a request of `num_bytes`. Raises ApiError."""
     timing = state.inferences.begin()
     with timing.preparing():
-        intake = open_intake(state, new_id("infer"), num_bytes)
+        intake = open_intake(state, new_id("infer-"), num_bytes)
         prepared = await prepare_text(state.model, asked.request, intake)
     return Inference(asked, prepared, state.model.tokenizer, timing)
 

@@ -156,10 +156,18 @@ def call_item(item_id: str, status: str, call: Call) -> Item:
 def end_fields(finish: str | None, now: int) -> dict[str, Any]:
     """The status of a response that ended by itself, at its limit or by an operator, and what goes
     with it."""
-    if finish in ("length", "abort"):
-        details = {"reason": "max_output_tokens" if finish == "length" else "abort"}
-        return {"status": "incomplete", "incomplete_details": details}
+    if finish == "abort":
+        return {"status": "cancelled"}
+    if finish == "length":
+        return {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     return {"status": "completed", "completed_at": now}
+
+
+def last_status(finish: str | None, *, calls: bool) -> str:
+    """The status of the last item. `calls`: it is a call, which a stop string has cut off where the
+    response does not end with calls."""
+    is_whole = finish == "tool_calls" or (finish == "stop" and not calls)
+    return "completed" if is_whole else "incomplete"
 
 
 def whole_response(
@@ -172,14 +180,14 @@ def whole_response(
     now: int,
 ) -> str:
     """A response that has ended, as JSON. `now`: Unix time in seconds."""
-    end = end_fields(answer.finish, now)
     parts = answer.parts or [Said("", ())]
-    statuses = ["completed"] * (len(parts) - 1) + [end["status"]]
+    last = last_status(answer.finish, calls=isinstance(parts[-1], Call))
+    statuses = ["completed"] * (len(parts) - 1) + [last]
     items = [
         _item(part, status, tokenizer, reasoning)
         for part, status in zip(parts, statuses, strict=True)
     ]
-    return write_response(head, output=items, usage=usage, **end)
+    return write_response(head, output=items, usage=usage, **end_fields(answer.finish, now))
 
 
 def _item(part: Part, status: str, tokenizer: Tokenizer, reasoning: TextShape) -> Item:

@@ -6,6 +6,8 @@ The way of a text delta is kept short: a prepared event per item, filled with te
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kttrio.server import sse
@@ -21,12 +23,21 @@ from kttrio.server.responses.output import (
     TextShape,
     call_item,
     end_fields,
+    last_status,
     text_item,
     write_response,
 )
 from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
+LAST_EVENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "completed": "response.completed",
+        "incomplete": "response.incomplete",
+        "cancelled": "response.incomplete",
+    }
+)
+"""By the response's status; a cancelled one has no event of its own."""
 TEXT = "%text%"
 NUMBER = "%number%"
 
@@ -217,12 +228,12 @@ class ResponsesStream:
         self._writer.end()
 
     def _complete(self, usage: Usage) -> None:
-        end = end_fields(self._finish, int(time.time()))
         if not self._output and not self._text and not self._call:
             self._open_text(MESSAGE)
-        self._close(end["status"])
+        self._close(last_status(self._finish, calls=self._call is not None))
+        end = end_fields(self._finish, int(time.time()))
         response = write_response(self._head, output=self._output, usage=usage, **end)
-        self._writer.add_response(f"response.{end['status']}", response)
+        self._writer.add_response(LAST_EVENTS[end["status"]], response)
 
     def _fail(self, error: ApiError, usage: Usage) -> None:
         """Both ways in which clients look for an error; the second is the end of the response."""

@@ -18,6 +18,7 @@ from h2.connection import H2Connection
 from kttrio.serve import Settings, load_text
 from kttrio.server.anthropic.request import MessagesBody, to_answer
 from kttrio.server.bodies import parse_object
+from kttrio.server.encodings import decoded
 from kttrio.server.errors import ApiError
 from kttrio.server.grpc.messages import MESSAGES
 from kttrio.server.grpc.tensors import read_asked, read_request
@@ -28,7 +29,7 @@ from kttrio.server.requests import ChatRequest
 from kttrio.server.responses.request import parse_response
 from kttrio.server.schema.records import read
 from kttrio.server.served_model import ServedModel
-from kttrio.server.triton.request import IndexBody, decoded, read_generate, read_infer
+from kttrio.server.triton.request import IndexBody, read_generate, read_infer
 from kttrio.text.grammar import Form, FormKind, Spec
 from kttrio.text.grammar_error import GrammarError
 from kttrio.text.messages import TemplateError

@@ -14,7 +14,7 @@ from quart import current_app, request
 
 from kttrio.server.encodings import decoded
 from kttrio.server.errors import BadRequestError
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.schema.kinds import word
 
 T = TypeVar("T")

@@ -6,16 +6,15 @@ Whole answers are made here, and every piece of a streamed one (stream.py).
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.request import TokenLogprob
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, Call, Part, Said, Thought
-from kttrio.server.openai.logprobs import chat_logprobs
+from kttrio.server.ids import new_id
 from kttrio.server.responses.reasoning import carry
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
 Item = dict[str, Any]
@@ -75,11 +74,6 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     }
 
 
-def new_id(prefix: str) -> str:
-    """An id as OpenAI's clients expect it here, underscore and all."""
-    return f"{prefix}_{secrets.token_hex(16)}"
-
-
 @dataclass(frozen=True, slots=True)
 class TextShape:
     """How an item that holds text looks, and what the events of its growth are called."""
@@ -117,7 +111,7 @@ def _thought(parts: Sequence[dict[str, Any]]) -> Item:
 
 
 MESSAGE = TextShape(
-    id_prefix="msg",
+    id_prefix="msg_",
     text_event="response.output_text",
     part_event="response.content_part",
     index_name="content_index",
@@ -126,7 +120,7 @@ MESSAGE = TextShape(
     scores=True,
 )
 REASONING = TextShape(
-    id_prefix="rs",
+    id_prefix="rs_",
     text_event="response.reasoning_text",
     part_event="response.content_part",
     index_name="content_index",
@@ -134,7 +128,7 @@ REASONING = TextShape(
     item=_reasoning,
 )
 SUMMARY = TextShape(
-    id_prefix="rs",
+    id_prefix="rs_",
     text_event="response.reasoning_summary_text",
     part_event="response.reasoning_summary_part",
     index_name="summary_index",
@@ -157,11 +151,6 @@ def call_item(item_id: str, status: str, call: Call) -> Item:
         "arguments": call.arguments,
         "status": status,
     }
-
-
-def token_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> Logprobs:
-    content: Logprobs = chat_logprobs(tokenizer, scores)["content"]
-    return content
 
 
 def end_fields(finish: str | None, now: int) -> dict[str, Any]:
@@ -203,7 +192,7 @@ def whole_response(
 
 def _item(part: Part, status: str, tokenizer: Tokenizer, reasoning: TextShape) -> Item:
     if isinstance(part, Call):
-        return call_item(new_id("fc"), status, part)
+        return call_item(new_id("fc_"), status, part)
     shape = reasoning if isinstance(part, Thought) else MESSAGE
     scores = part.logprobs if isinstance(part, Said) else ()
     content = shape.part(part.text, token_logprobs(tokenizer, scores))

@@ -14,6 +14,7 @@ from kttrio.server import sse
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Call, CallDelta, Change, Delta, Said, Thought, changes
 from kttrio.server.errors import ApiError
+from kttrio.server.ids import new_id
 from kttrio.server.responses.output import (
     MESSAGE,
     Head,
@@ -23,11 +24,10 @@ from kttrio.server.responses.output import (
     call_item,
     end_fields,
     last_status,
-    new_id,
     text_item,
-    token_logprobs,
     write_response,
 )
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
 LAST_EVENTS: Mapping[str, str] = MappingProxyType(
@@ -140,7 +140,7 @@ class OpenCall:
         self.number = start.number
         self._call = Call(start.id or "", start.name or "", "")
         self._writer = writer
-        self._id = new_id("fc")
+        self._id = new_id("fc_")
         self._index = index
         self._place = {"item_id": self._id, "output_index": index}
         self._arguments: list[str] = []

@@ -1,7 +1,7 @@
 """What clients of Triton and KServe v2 send over HTTP: bodies of infer, as JSON with or without
 binary tensors behind it, and of generate.
 
-Which tensors the model takes is known to inference_request.py.
+Which tensors the model takes is known to inputs.py.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kttrio.server.schema.kinds import (
     check_type,
     refuse,
 )
-from kttrio.server.schema.loose import Loose
 from kttrio.server.schema.records import Checked, Nested, Stance, given, ignored, read, refused
-from kttrio.server.triton.inference_request import Asked, Inputs, ask, ask_tensors
-from kttrio.server.triton.tensors import BYTES, DATATYPES, Tensor, from_json, unpack
+from kttrio.server.triton.inference_request import Asked, ask, ask_tensors
+from kttrio.server.triton.inputs import Inputs
+from kttrio.server.triton.loose import Loose
+from kttrio.server.triton.tensors import BYTES, DATATYPES, MAX_DIMENSIONS, Tensor, from_json, unpack
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-MAX_DIMENSIONS = 16
 NO_SHARING = "send the tensor's data: this server shares no memory with its clients"
 
 

@@ -18,7 +18,7 @@ from kttrio.server.answering import stream
 from kttrio.server.bodies import read_bytes
 from kttrio.server.encodings import encoded, encoding_of
 from kttrio.server.errors import ApiError
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.replies import LiveResponse, json_response
 from kttrio.server.state import AppState
 from kttrio.server.triton import inference

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
@@ -71,8 +72,8 @@ class Spec:
 
 
 class Grammars:
-    """A model's grammars. Threads may share it: what it does takes milliseconds for grammars of
-    real requests, and the first time two seconds where the vocabulary has 150,000 tokens."""
+    """A model's grammars. Threads may share it: once prepared, what it does takes milliseconds for
+    grammars of real requests."""
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -87,6 +88,12 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._turns: dict[Way, Turns] = {}
         self._cache: OrderedDict[str, Grammar | str] = OrderedDict()  # or what is wrong with it
+
+    def prepare(self) -> None:
+        """Read the vocabulary now. That holds up every thread for a second where it has 150,000
+        tokens, and else comes with the first grammar, when others' answers are on their way."""
+        with suppress(GrammarError):  # who asks for a grammar is told
+            self._read_vocabulary()
 
     def compile(self, spec: Spec) -> Grammar:
         """Raises GrammarError: what is wrong with the request."""
@@ -107,10 +114,13 @@ class Grammars:
             raise GrammarError(str(error)) from None
 
     def _build(self, source: str) -> Grammar:
+        return Grammar(self._read_vocabulary(), source, self._turns)
+
+    def _read_vocabulary(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer, self._end_ids)
-        return Grammar(self._vocabulary, source, self._turns)
+            return self._vocabulary
 
     def _recall(self, source: str) -> Grammar | str | None:
         with self._lock:

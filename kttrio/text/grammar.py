@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -95,17 +95,20 @@ class Grammars:
         with suppress(GrammarError):  # who asks for a grammar is told
             self._read_vocabulary()
 
+    def recall(self, spec: Spec) -> Grammar | None:
+        """The grammar if it is kept: a matter of milliseconds. Raises GrammarError as `compile`."""
+        return _sound(self._recall(_source(spec, self._special_tokens)))
+
     def compile(self, spec: Spec) -> Grammar:
         """Raises GrammarError: what is wrong with the request."""
         source = _source(spec, self._special_tokens)
-        found = self._recall(source)
-        if found is None:
-            complaint = self._try(source)
-            found = told(complaint) if complaint else self._build(source)
-            self._remember(source, found)
-        if isinstance(found, str):
-            raise GrammarError(found)
-        return found
+        known = _sound(self._recall(source))
+        if known is not None:
+            return known
+        complaint = self._try(source)
+        found = told(complaint) if complaint else self._build(source)
+        self._remember(source, found)
+        return _sound(found)
 
     def _try(self, source: str) -> str:
         try:
@@ -180,6 +183,16 @@ class Grammar:
             if len(self._entrances) < MAX_ENTRANCES:
                 self._entrances[gate] = mask
         return mask
+
+
+T = TypeVar("T", Grammar, Grammar | None)
+
+
+def _sound(found: T | str) -> T:
+    """What is no complaint. Raises GrammarError."""
+    if isinstance(found, str):
+        raise GrammarError(found)
+    return found
 
 
 def _size(cache: Mapping[str, object]) -> int:

@@ -348,6 +348,8 @@ def test_grammars_are_kept_but_not_for_ever(tokenizer: Tokenizer, monkeypatch: p
     first = grammars.compile(form("choice", ["a"]))
     grammars.compile(form("choice", ["b"]))
     assert grammars.compile(form("choice", ["a"])) is first
+    assert grammars.recall(form("choice", ["a"])) is first
+    assert grammars.recall(form("choice", ["c"])) is None
     grammars.compile(form("choice", ["c"]))
     assert grammars.compile(form("choice", ["a"])) is first
     grammars.compile(form("choice", ["b"]))

@@ -11,7 +11,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from quart import Response, request
+from quart import Response, current_app, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -28,7 +28,7 @@ from kttrio.server.operators import admin, control, metrics, placement, recordin
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.responses import routes as responses
 from kttrio.server.schema import openapi
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 from kttrio.server.triton import response as triton_response
 from kttrio.server.triton import routes as triton
 from kttrio.server.visits import POLLED, VISIT, Reception, named
@@ -79,7 +79,10 @@ class App(QuartTrio):
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App(Reception(state.config, state.meter, new_id))
+    app = App(Reception(state.config, state.meter))
+    # Quart would answer a path with `//` by a redirect, in HTML and to http: behind a proxy for TLS
+    # that leads nowhere.
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the
@@ -147,8 +150,14 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 def _nothing_at(path: str) -> str:
-    known = unserved.reason(path)
-    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
+    served = {rule.rule for rule in current_app.url_map.iter_rules()}
+    if meant := unserved.meant(path, served):
+        told = f": you want {meant}; check the client's base URL"
+    elif reason := unserved.reason(path):
+        told = f": {reason}"
+    else:
+        told = f"; {openapi.PATH} lists what there is"
+    return f"There is no {path[:200]} here{told}."
 
 
 async def _answer_failure(error: Exception) -> Response:

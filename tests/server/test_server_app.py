@@ -62,6 +62,14 @@ async def test_unknown_paths_and_methods_have_the_error_shape() -> None:
         assert (await front.ask("HEAD", "/health")).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/models/", "/v2//health/live"])
+async def test_paths_that_are_nearly_there_are_not_redirected(path: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("GET", path)
+        assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+        assert f"There is no {path} here" in reply.body.decode()
+
+
 async def test_our_own_failure_is_a_500_that_tells_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,3 +106,20 @@ async def test_paths_of_other_servers_say_why_they_are_not_here(path: str) -> No
         reply = await front.ask("POST", path, {})
         assert reply.status == 404
         assert reply.error()["message"].startswith(f"There is no {path} here: this server ")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/chat/completions", "here: you want /v1/chat/completions; check the client's base URL."),
+        ("/v1/v1/messages", "here: you want /v1/messages; check"),
+        ("/v1/chat/completions/", "here: you want /v1/chat/completions; check"),
+        ("/v1/health", "here: you want /health; check"),
+        ("/", "here; /openapi.json lists what there is."),
+    ],
+)
+async def test_a_slip_of_the_base_url_is_put_right(path: str, told: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("GET", path)
+        assert reply.status == 404
+        assert told in reply.error()["message"]

@@ -12,9 +12,10 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
+from kttrio.server.ids import new_id
 from kttrio.server.replies import json_response
 from kttrio.server.schema.operations import INTEGER, NUMBER, STRING, Operation, record_of
-from kttrio.server.state import AppState, installed_version, new_id
+from kttrio.server.state import AppState, installed_version
 
 GENERATE_SECONDS = 30.0
 TAG = "Operation"
@@ -101,7 +102,7 @@ async def _generate_one(state: AppState) -> None:
     prompt = (min(state.model.end_ids, default=0),)
     try:
         with trio.fail_after(GENERATE_SECONDS):
-            async with state.engine.open(GenerateRequest(new_id("health"), prompt, sampling)) as s:
+            async with state.engine.open(GenerateRequest(new_id("health-"), prompt, sampling)) as s:
                 event = await s.wait()
     except trio.TooSlowError:
         message = f"The model drew no token within {GENERATE_SECONDS:g} s."

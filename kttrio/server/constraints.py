@@ -28,8 +28,8 @@ MASK_SECONDS = 5.0
 """So long after they were asked for masks are given up: other sequences wait with that one."""
 MOST_DEBT = 0.25
 """Seconds of a processor that a grammar may take ahead of its due; the first masks take longest."""
-DUE = 0.002
-"""Seconds of a processor that are due for each mask; most take a fiftieth."""
+DUE = 0.001
+"""Seconds of a processor that are due for each mask; most take a twentieth."""
 NUM_COMPILING = 2
 """Grammars that are compiled at the same time."""
 MOST_WAITING = 64
@@ -90,7 +90,8 @@ class MaskThreads:
     def __init__(self, num_threads: int = NUM_THREADS) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = [
-            Thread(target=self._run, name=f"masks-{number}") for number in range(num_threads)
+            Thread(target=self._run, name=f"masks-{number}", daemon=True)  # see `__exit__`
+            for number in range(num_threads)
         ]
 
     def __enter__(self) -> Self:
@@ -104,11 +105,15 @@ class MaskThreads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Whoever asked before has an answer; nobody may ask any more."""
+        """Whoever asked before has an answer; nobody may ask any more. A thread that is lost in a
+        grammar must not keep the server from its end."""
         for _ in self._threads:
             self._jobs.put(None)
+        deadline = monotonic() + MASK_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(deadline - monotonic(), 0.0))
+        if any(thread.is_alive() for thread in self._threads):
+            logger.error("masks are still being made after %g s and are left behind", MASK_SECONDS)
 
     def begin(self, work: Callable[[], Sequence[bytes | None]]) -> Masks:
         job = _Job(work)

@@ -35,7 +35,7 @@ from kttrio.config import (
 )
 from kttrio.serve import MemoryLine, ServerFailed, Settings, serve
 
-DESCRIPTION = """Load a model and answer OpenAI clients over HTTP.
+DESCRIPTION = """Load a model and answer clients of OpenAI, Anthropic and Triton.
 Flags of SGLang's launch commands that mean nothing here are taken too, and named at the start."""
 QUESTION = "What is kttrio?"
 
@@ -232,4 +232,8 @@ class TerminalFace:
         words += ["-H", "Content-Type: application/json"]
         if self._settings.server.api_key:
             words += ["-H", "Authorization: Bearer YOUR_API_KEY"]
+        if self._settings.server.ssl_certfile:
+            words += ["-k"]  # the certificate is of another name than the address to listen on
+        if self._settings.server.ssl_ca_certs:
+            words += ["--cert", "YOUR_CERT.pem", "--key", "YOUR_KEY.pem"]
         return shlex.join([*words, "-d", json.dumps(body)])

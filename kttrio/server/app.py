@@ -11,7 +11,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from quart import Response, request
+from quart import Response, current_app, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -147,8 +147,14 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 def _nothing_at(path: str) -> str:
-    known = unserved.reason(path)
-    return f"There is no {path[:200]} here{f': {known}' if known else ''}."
+    served = {rule.rule for rule in current_app.url_map.iter_rules()}
+    if meant := unserved.meant(path, served):
+        told = f": you want {meant}; check the client's base URL"
+    elif reason := unserved.reason(path):
+        told = f": {reason}"
+    else:
+        told = f"; {openapi.PATH} lists what there is"
+    return f"There is no {path[:200]} here{told}."
 
 
 async def _answer_failure(error: Exception) -> Response:

@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any, TypeVar
 
 import trio
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kttrio.config import ServerConfig
 from kttrio.request import ImageInput
@@ -222,8 +222,10 @@ def refusal(source: ImageSource, complaint: str) -> BadRequestError:
 
 
 def _unreadable(source: ImageSource, error: Exception) -> BadRequestError:
+    # of bytes that it does not know Pillow says nothing but where in memory they lie
+    reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
     kinds = ", ".join(KINDS)
-    return refusal(source, f"is no image that can be read, of the kinds {kinds}: {error}")
+    return refusal(source, f"is no image that can be read, of the kinds {kinds}{reason}")
 
 
 def _too_many_tokens(source: ImageSource, most_tokens: int) -> BadRequestError:

@@ -35,7 +35,9 @@ class Keys:
         if is_user:
             message = "This needs the server's admin key (--admin-api-key)."
             raise ApiError(403, message, code="admin_key_required")
-        message = "Wrong or missing API key: send it as 'Authorization: Bearer KEY'."
+        message = (
+            "Wrong or missing API key: send it as 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'."
+        )
         raise ApiError(401, message, code="invalid_api_key")
 
 

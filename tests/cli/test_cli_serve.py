@@ -47,6 +47,26 @@ def test_the_end_is_announced_with_the_requests_there_are(num_requests: int, sho
     assert screen.getvalue() == shown
 
 
+@pytest.mark.parametrize(
+    ("server", "flags"),
+    [
+        (ServerConfig(), "json' -d"),
+        (ServerConfig(api_key=("k",)), "'Authorization: Bearer YOUR_API_KEY' -d"),
+        (ServerConfig(ssl_certfile=Path("c.pem")), "json' -k -d"),
+        (
+            ServerConfig(ssl_certfile=Path("c.pem"), ssl_ca_certs=Path("a.pem")),
+            "json' -k --cert YOUR_CERT.pem --key YOUR_KEY.pem -d",
+        ),
+    ],
+)
+def test_the_command_to_try_passes_whatever_guards_the_server(
+    server: ServerConfig, flags: str
+) -> None:
+    screen = io.StringIO()
+    TerminalFace(Console(file=screen), Settings(server=server)).ready("https://h:1", "m", {})
+    assert flags in screen.getvalue()
+
+
 def recorded(location: str) -> Settings:
     return Settings(RunnerConfig(placement=PlacementConfig(init_expert_location=location)))
 

@@ -98,3 +98,20 @@ async def test_paths_of_other_servers_say_why_they_are_not_here(path: str) -> No
         reply = await front.ask("POST", path, {})
         assert reply.status == 404
         assert reply.error()["message"].startswith(f"There is no {path} here: this server ")
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/chat/completions", "here: you want /v1/chat/completions; check the client's base URL."),
+        ("/v1/v1/messages", "here: you want /v1/messages; check"),
+        ("/v1/chat/completions/", "here: you want /v1/chat/completions; check"),
+        ("/v1/health", "here: you want /health; check"),
+        ("/", "here; /openapi.json lists what there is."),
+    ],
+)
+async def test_a_slip_of_the_base_url_is_put_right(path: str, told: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("GET", path)
+        assert reply.status == 404
+        assert told in reply.error()["message"]

@@ -189,7 +189,7 @@ async def test_what_the_context_cannot_hold_is_refused_before_it_is_decoded(
         ("data:image/png,abc", "must be a data: URL of the form data:image/png;base64,"),
         ("data:image/png;base64", "must be a data: URL of the form"),
         ("data:image/png;base64,abcde", "has content that is not base64"),
-        (data_url(b"nonsense"), "is no image that can be read, of the kinds PNG, JPEG, WEBP"),
+        (data_url(b"nonsense"), "is no image that can be read, of the kinds PNG, JPEG, WEBP."),
         (plain()[:-40], "is no image that can be read"),
         (plain(size=(1, 201)), "is 1 x 201 pixels; neither side"),
         (data_url(encode_image(Image.new("RGB", (9, 9)), "GIF"), "gif"), "is no image that can"),

@@ -1,8 +1,9 @@
-"""Paths that clients know from other servers, and what this one has in their place."""
+"""Paths that are not here: those that clients know from other servers, and slips of base URLs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from types import MappingProxyType
 
 _NO_POOLING = "this server generates text; its models make no embeddings or scores"
@@ -35,3 +36,11 @@ def reason(path: str) -> str | None:
         return _NO_TOOLS
     first, _, _ = path.removeprefix("/v1").lstrip("/").partition("/")
     return _REASONS.get(first)
+
+
+def meant(path: str, known: Container[str]) -> str | None:
+    """The known path that a client's base URL has missed: by /v1, which it lacks or has twice, or
+    by a slash at its end."""
+    plain = f"/{path.strip('/')}"
+    likely = (plain, f"/v1{plain}", plain.removeprefix("/v1"))
+    return next((one for one in likely if one in known), None)

@@ -80,8 +80,15 @@ class Integer:
             given = f"{value:g}" if isinstance(value, float) else word(value)
             refuse(path, f"must be an integer, not {given}", "invalid_type")
         if not self.low <= number <= self.high:
-            refuse(path, f"must lie between {self.low} and {self.high}")
+            refuse(path, self._limits(number))
         return number
+
+    def _limits(self, number: int) -> str:
+        if self.low == self.high:
+            return f"must be {self.low}"
+        if number < self.low and self.high == INT64_MAX:  # which is nobody's own limit
+            return f"must be at least {self.low}"
+        return f"must lie between {self.low} and {self.high}"
 
     def schema(self) -> dict[str, Any]:
         return {"type": "integer", "minimum": self.low, "maximum": self.high}
@@ -172,9 +179,10 @@ class Many:
     def read(self, value: Any, path: str) -> tuple[Any, ...]:
         check_type(value, list, "an array", path)
         if len(value) < self.least:
-            refuse(path, f"must have at least {self.least}", "missing_required_parameter")
+            few = "not be empty" if self.least == 1 else f"have at least {self.least} items"
+            refuse(path, f"must {few}", "missing_required_parameter")
         if self.most is not None and len(value) > self.most:
-            refuse(path, f"must have at most {self.most}")
+            refuse(path, f"must have at most {self.most} items")
         return tuple(self._items(value, path))
 
     def _items(self, values: list[Any], path: str) -> list[Any]:

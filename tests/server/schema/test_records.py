@@ -97,6 +97,24 @@ class Branch:
     colour: None = ignored("it is brown")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "complaint"),
+    [
+        (Integer(1), 0, "must be at least 1."),
+        (Integer(1), 2**63, "must lie between 1 and 9223372036854775807."),
+        (Integer(1, 9), 0, "must lie between 1 and 9."),
+        (Integer(1, 1), 2, "must be 1."),
+        (Many(Integer(0), least=1), [], "must not be empty."),
+        (Many(Integer(0), least=2), [1], "must have at least 2 items."),
+        (Many(Integer(0), most=3), [1, 2, 3, 4], "must have at most 3 items."),
+    ],
+)
+def test_limits_are_told_as_people_say_them(kind: Kind, value: object, complaint: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        kind.read(value, "size")
+    assert caught.value.message == f"'size' {complaint}"
+
+
 def test_a_record_is_made_of_what_is_served() -> None:
     value = {"leaves": [{"size": 2}, {"size": 3.0}], "raw": {"size": 1, "x": []}, "colour": 5}
     branch = read(Branch, value)

@@ -170,7 +170,7 @@ def changed(**fields: Any) -> dict[str, Any]:
 
 BAD: list[tuple[Any, str]] = [
     ({}, "'inputs' is missing"),
-    ({"inputs": []}, "'inputs' must have at least 1"),
+    ({"inputs": []}, "'inputs' must not be empty"),
     ({"inputs": {}}, "'inputs'"),
     ({"inputs": [5]}, "'inputs[0]'"),
     ({"inputs": [None]}, "'inputs[0]'"),

@@ -80,6 +80,9 @@ class App(QuartTrio):
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
     app = App(Reception(state.config, state.meter))
+    # Quart would answer a path with `//` by a redirect, in HTML and to http: behind a proxy for TLS
+    # that leads nowhere.
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the

@@ -20,6 +20,8 @@ from kttrio.text.json_schema import closed
 from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
+MAX_EBNF_RULES = 512
+"""The library takes time that grows with their square, and shares the interpreter with streams."""
 SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,32}"
 """White space between the parts of JSON: a weak model cannot go on with it for ever. A line's
 indentation is that of eight levels, four blanks each."""
@@ -150,6 +152,8 @@ def _of_choice(source: str) -> str:
 
 
 def _of_ebnf(source: str) -> str:
+    if (num_rules := source.count("::=")) > MAX_EBNF_RULES:
+        raise GrammarError(f"{num_rules} rules long; at most {MAX_EBNF_RULES} are taken")
     try:
         return gbnf_to_lark(_CODE_POINT.sub(_character, source))
     except RecursionError:

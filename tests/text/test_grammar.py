@@ -113,6 +113,8 @@ REFUSED: list[tuple[FormKind, Any, str]] = [
     ("ebnf", 'root ::= "a" b', "'b' not found"),
     ("ebnf", 'start ::= "a"', "'root'"),
     ("ebnf", "root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "nested too deeply"),
+    ("ebnf", "root ::= x\n" + "x ::= y\n" * 512, "513 rules"),
+    ("ebnf", 'root ::= "\\', "range"),
     ("lark", "start: x", 'unknown name: "x"'),
     ("regex", "a" * grammar.lark.MAX_CHARS + "b", "characters long"),
 ]

@@ -108,6 +108,7 @@ MODEL = record_of(
         "display_name": STRING,
         "created_at": STRING,
         "max_input_tokens": INTEGER,
+        "lifecycle": one_of("active"),
     }
 )
 MODELS = record_of(

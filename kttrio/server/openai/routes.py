@@ -125,6 +125,7 @@ def _model_fields(state: AppState) -> dict[str, Any]:
         "display_name": model.name,
         "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
         "max_input_tokens": longest,
+        "lifecycle": "active",
     }
 
 

@@ -98,6 +98,8 @@ class ServerCollector(Collector):
         yield self._gauge("kttrio:connections", "Open connections.", meter.connections)
         help = "Connections refused by --max-connections."
         yield self._counter("kttrio:refused_connections", help, meter.refused_connections)
+        num_tasks = trio.lowlevel.current_statistics().tasks_living
+        yield self._gauge("kttrio:tasks", "Tasks of the event loop.", num_tasks)
 
     def _engine(self) -> Iterator[Metric]:
         stats, measures = self.state.engine.stats, self.state.engine.measures

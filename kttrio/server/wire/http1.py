@@ -86,6 +86,8 @@ class Http1(H11Protocol):
             await self._refuse(505)
         if not event.target.startswith(TARGETS) or not _splits(event.target):
             await self._refuse(400)
+        if _has_two_ends(event):
+            await self._refuse(400)
 
     async def _refuse(self, status: int) -> NoReturn:
         await self._send_error_response(status)
@@ -123,6 +125,15 @@ def _splits(target: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _has_two_ends(request: h11.Request) -> bool:
+    """Whether a proxy before us may find the body's end elsewhere than we do, and so take what a
+    client smuggles in behind it for another's request."""
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return False
+    return b"content-length" in names or request.http_version == b"1.0"
 
 
 def protocol_config() -> Config:
@@ -168,8 +179,9 @@ class Http1Client:
         """Read requests and have them answered until either side closes."""
         connection = self._connection
         connection.on_closing = self._begin_close
+        ends = connection.ends  # may raise, which inside a task group nobody would understand
         async with TaskGroup() as requests:
-            self._protocol = self._open_protocol(requests)
+            self._protocol = self._open_protocol(requests, *ends)
             self._set_idle(True)
             with suppress(RefusedError, trio.BrokenResourceError), connection.reading:
                 while data := await connection.receive():
@@ -181,8 +193,9 @@ class Http1Client:
         if self._protocol.connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await connection.linger()
 
-    def _open_protocol(self, requests: TaskGroup) -> Http1:
-        client, server = self._connection.ends
+    def _open_protocol(
+        self, requests: TaskGroup, client: tuple[str, int], server: tuple[str, int]
+    ) -> Http1:
         return Http1(
             self._speaker.app,
             self._speaker.config,

@@ -52,6 +52,9 @@ class Matcher(Protocol):
         ...
 
 
+Matchers = Sequence[Matcher]
+
+
 class _Job:
     """Masks that are asked for; a `Masks`."""
 
@@ -184,6 +187,7 @@ class Constraints:
     def __init__(self) -> None:
         self._threads = MaskThreads()
         self._compiling = trio.CapacityLimiter(NUM_COMPILING)
+        self._recalling = trio.CapacityLimiter(NUM_COMPILING)
 
     def __enter__(self) -> Self:
         self._threads.__enter__()
@@ -197,9 +201,19 @@ class Constraints:
     ) -> None:
         self._threads.__exit__(kind, error, traceback)
 
-    async def open(self, compile: Callable[[], Sequence[Matcher]]) -> list[Constraint]:
-        """A constraint for each matcher that `compile` makes, in a thread. Raises what it raises,
-        and ApiError where too many wait for their turn."""
+    async def open(
+        self, compile: Callable[[], Matchers], *, recall: Callable[[], Matchers | None]
+    ) -> list[Constraint]:
+        """A constraint for each matcher of a grammar. `recall` is tried first, for it takes little
+        time: what is kept does not wait behind grammars that are hard to compile. Both run in
+        threads. Raises what they raise, and ApiError where too many wait for their turn."""
+        matchers = await trio.to_thread.run_sync(recall, limiter=self._recalling)
+        if matchers is None:
+            self._check_waiting()
+            matchers = await trio.to_thread.run_sync(compile, limiter=self._compiling)
+        return [MatchedConstraint(matcher, self._threads) for matcher in matchers]
+
+    def _check_waiting(self) -> None:
         if self._compiling.statistics().tasks_waiting >= MOST_WAITING:
             raise ApiError(
                 429,
@@ -208,5 +222,3 @@ class Constraints:
                 code="queue_full",
                 retry_after=RETRY_SECONDS,
             )
-        matchers = await trio.to_thread.run_sync(compile, limiter=self._compiling)
-        return [MatchedConstraint(matcher, self._threads) for matcher in matchers]

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from kttrio.server.app import PROTOCOLS
-from kttrio.server.openai.forms import GuidedFields
+from kttrio.server.asking.forms import GuidedFields
 from kttrio.server.schema.records import FieldStance, Stance, stances
 
 README = Path(__file__).parents[1] / "README.md"

@@ -8,6 +8,7 @@ from typing import Any
 from kttrio.server import sse
 from kttrio.server.completion import Collector, Completion, Listener
 from kttrio.server.decoding import Answer
+from kttrio.server.errors import ApiError
 from kttrio.server.prompting import Intake, Prepared
 from kttrio.server.replies import LiveResponse
 from kttrio.server.state import AppState
@@ -57,8 +58,13 @@ def stream(
             connection, chunked=chunked, keep_alive=keep_alive, patient=patient
         )
         completion = Completion(prepared, listen(events), state.meter)
-        with state.track(completion):
-            async with completion.open(state.engine):
-                await events.run(send, state.config.stream_keepalive_seconds)
+        try:
+            with state.track(completion):
+                async with completion.open(state.engine):
+                    await events.run(send, state.config.stream_keepalive_seconds)
+        except ApiError:
+            if not events.begun:
+                raise
+            connection.cut()  # there is no other way left to tell that the answer is incomplete
 
     return LiveResponse(run)

@@ -28,7 +28,7 @@ from kttrio.server.operators import admin, control, metrics, placement, recordin
 from kttrio.server.replies import LiveResponse, error_response
 from kttrio.server.responses import routes as responses
 from kttrio.server.schema import openapi
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 from kttrio.server.triton import response as triton_response
 from kttrio.server.triton import routes as triton
 from kttrio.server.visits import POLLED, VISIT, Reception, named
@@ -79,7 +79,10 @@ class App(QuartTrio):
 
 def build_app(state: AppState) -> QuartTrio:
     """The ASGI app over a running engine; `serve_http` serves it."""
-    app = App(Reception(state.config, state.meter, new_id))
+    app = App(Reception(state.config, state.meter))
+    # Quart would answer a path with `//` by a redirect, in HTML and to http: behind a proxy for TLS
+    # that leads nowhere.
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = state.config.max_body_bytes
     app.config["BODY_TIMEOUT"] = state.config.body_timeout
     # Quart would cut an answer after a minute, without a word; slow readers are cut by the

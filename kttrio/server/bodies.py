@@ -1,4 +1,4 @@
-"""A request's body as JSON: how it is read, and what is no JSON that could be served.
+"""A request's body and the JSON in it: how they are read, and what could not be served.
 
 Knows no protocol; which fields a body has stands in its record.
 """
@@ -9,20 +9,30 @@ import json
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from quart import request
+import trio
+from quart import current_app, request
 
+from kttrio.server.encodings import decoded
 from kttrio.server.errors import BadRequestError
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.schema.kinds import word
 
 T = TypeVar("T")
 
 
-async def read_body(build: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
-    """What `build` makes of the request's JSON object, whatever its content type says, and the
-    length of the body in bytes. Long ones are read in a thread. Raises ApiError."""
+async def read_bytes(build: Callable[[bytes], T]) -> tuple[T, int]:
+    """What `build` makes of the request's body, unpacked where it comes packed, and the length of
+    that in bytes. Long ones are read in a thread. Raises ApiError."""
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    return await off_loop(len(body), lambda: _build(body, build)), len(body)
+    if encoding := request.headers.get("Content-Encoding", ""):
+        most_bytes = current_app.config["MAX_CONTENT_LENGTH"]
+        body = await trio.to_thread.run_sync(decoded, body, encoding, most_bytes)
+    return await off_loop(len(body), lambda: build(body)), len(body)
+
+
+async def read_body(build: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
+    """The same of the JSON object that the body is, whatever its content type says."""
+    return await read_bytes(lambda body: _build(body, build))
 
 
 def _build(body: bytes, build: Callable[[dict[str, Any]], T]) -> T:
@@ -40,13 +50,16 @@ def parse_object(
     twice. Raises BadRequestError."""
     pairs = _refuse_duplicates if unique else None
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=pairs)
+        value = json.loads(
+            body.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=pairs
+        )
         if b"\\u" in body:
             _refuse_surrogates(value, what)
     except RecursionError:
         raise BadRequestError(f"{what} is nested too deeply.") from None
     except ValueError as error:
-        raise BadRequestError(f"{what} is not valid JSON: {error}") from None
+        reason = str(error).partition(";")[0]  # behind it Python says how its own limits are lifted
+        raise BadRequestError(f"{what} is not valid JSON: {reason}") from None
     if not isinstance(value, dict):
         raise BadRequestError(f"{what} must be a JSON object, not {word(value)}.")
     return value

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from kttrio.engine.engine import Engine, EventStream
+from kttrio.engine.engine import Engine
 from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
+from kttrio.engine.event_stream import EventStream
 from kttrio.request import Constraint, FinishReason, TokenEvent
 from kttrio.server.constraints import MatchedConstraint
 from kttrio.server.decoding import Answer, Decoder, Delta
@@ -50,7 +51,8 @@ class Drafts(NamedTuple):
 
 
 class Listener(Protocol):
-    """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out."""
+    """Who turns a request's news into a protocol's bytes. Called from the engine's fan-out. One
+    that raises is told so as an error; one that raises then, too, has its request cut off."""
 
     def on_text(self, choice: int, text: str) -> None:
         """The commonest delta by far."""
@@ -98,8 +100,8 @@ class Choice:
             for delta in news:
                 self._tell(delta)
         except Exception as error:
-            log_failure(logger, f"{completion.label}: the answer could not be made", error)
-            completion.fail(ApiError(500, "The server failed to write the answer."))
+            completion.log_failure(error)
+            completion.fail(unwritten())
 
     def _tell(self, delta: Delta) -> None:
         self._listener.on_delta(self._index, delta)
@@ -128,6 +130,8 @@ class Completion:
         self._prepared = prepared
         self._meter = meter
         self._speculates = False
+        self._mute = trio.CancelScope()
+        """Cancelled where the listener cannot even tell that it failed."""
         self._choices = [
             Choice(index, decoder, request.constraint, self)
             for index, (decoder, request) in enumerate(
@@ -137,8 +141,17 @@ class Completion:
 
     @asynccontextmanager
     async def open(self, engine: Engine) -> AsyncIterator[None]:
-        """Run the sequences for as long as the block lasts. Raises ApiError when refused."""
+        """Run the sequences for as long as the block lasts. Raises ApiError when refused, and
+        out of the block where the listener cannot tell the end."""
         self._speculates = engine.speculates
+        with self._mute:
+            async with self._run(engine):
+                yield
+        if self._mute.cancelled_caught:
+            raise unwritten()
+
+    @asynccontextmanager
+    async def _run(self, engine: Engine) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if self._prepared.image_memory is not None:
                 stack.callback(self._prepared.image_memory.release)
@@ -197,9 +210,27 @@ class Completion:
             self._end(None)
 
     def _end(self, error: ApiError | None) -> None:
-        if self.ended_at is None:
-            self.ended_at = perf_counter()
+        if self.ended_at is not None:
+            return
+        self.ended_at = perf_counter()
+        if self._tell_end(error):
+            return
+        for choice in self._choices:
+            choice.end = "error"
+        if not self._tell_end(unwritten()):
+            self._mute.cancel()
+
+    def _tell_end(self, error: ApiError | None) -> bool:
+        """Whether the listener could be told."""
+        try:
             self.listener.on_end(error, self.usage)
+        except Exception as failure:
+            self.log_failure(failure)
+            return False
+        return True
+
+    def log_failure(self, error: Exception) -> None:
+        log_failure(logger, f"{self.label}: the answer could not be made", error)
 
     @property
     def usage(self) -> Usage:
@@ -258,6 +289,11 @@ def refusal(error: RequestTooLarge | QueueFull | EngineClosed) -> ApiError:
         code = "queue_full"
         return ApiError(429, str(error), code=code, retry_after=error.retry_after)
     return ApiError(503, str(error), code="engine_unavailable", retry_after=1)
+
+
+def unwritten() -> ApiError:
+    """What the client is told of a listener's failure; the log says more."""
+    return ApiError(500, "The server failed to write the answer.")
 
 
 def _failure(event: TokenEvent, constraint: Constraint | None) -> ApiError:

@@ -71,6 +71,7 @@ class Decoder:
         self._one_call = one_call
         self._view = view or View()
         self._holds_reasoning = self._view.reasoning in HELD
+        self._hides_reasoning = self._view.reasoning is ReasoningView.HIDDEN
         self._thought = ""
         self._scores: list[TokenLogprob] = []
         self._ids: list[int] = []
@@ -83,6 +84,7 @@ class Decoder:
         """What the event adds: nothing but text, or nothing yet, comes as a string. More than one
         delta only where text follows a call."""
         token, finish, score, prompt_scores, _, accepted, rejected = event
+        hidden = self._hides_reasoning and self._pipeline.in_reasoning
         found: list[Piece] | str = ""
         if token is not None:
             self.num_tokens += 1
@@ -94,6 +96,8 @@ class Decoder:
                 self._ids.append(token)
         if score is not None:
             self._scores.append(score)
+        if self._hides_reasoning:
+            self._forget_hidden(hidden)
         ends = finish is not None or self._pipeline.matched_stop is not None
         if isinstance(found, str):
             told = found and (self._scores or self._ids)
@@ -105,6 +109,12 @@ class Decoder:
         if self._holds_reasoning:
             found = self._shown(found)
         return self._deltas(found, event) if found or prompt_scores else ""
+
+    def _forget_hidden(self, was_hidden: bool) -> None:
+        """Scores and ids would tell the reasoning as its text does; so would those of the tag that
+        has just opened it."""
+        if was_hidden or self._pipeline.in_reasoning:
+            self._scores, self._ids = [], []
 
     def _last(self, pieces: list[Piece], event: TokenEvent) -> Sequence[Delta]:
         """Whatever is held back anywhere comes out."""
@@ -146,7 +156,7 @@ class Decoder:
     def _shown(self, pieces: Sequence[Piece], *, last: bool = False) -> list[Piece]:
         """The pieces without reasoning, or with all of it as soon as it is complete."""
         rest: list[Piece] = [piece for piece in pieces if not isinstance(piece, Reasoning)]
-        if self._view.reasoning is ReasoningView.HIDDEN:
+        if self._hides_reasoning:
             return rest
         self._thought += "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
         if not self._thought or not (rest or last):

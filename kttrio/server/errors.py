@@ -52,6 +52,17 @@ def aborted() -> ApiError:
     return ApiError(410, "The server's operator has aborted this request.", code="request_aborted")
 
 
+def check_model(name: str | None, served: str) -> None:
+    """A request without `model` means the one that is served."""
+    if name is not None and name != served:
+        raise unknown_model(name, served)
+
+
+def unknown_model(name: str, served: str) -> ApiError:
+    message = f"The model '{name[:200]}' does not exist; this server has '{served}'."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
 ErrorShape = Callable[[ApiError], dict[str, Any]]
 """How a protocol writes an error as JSON."""
 

@@ -11,14 +11,13 @@ from dataclasses import replace
 from kttrio.request import Constraint, GenerateRequest
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import BadRequestError
+from kttrio.server.outputs import chat_skipped_ids, reasoning_start
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.served_model import ServedModel
 from kttrio.text.gate import Gate, Way
 from kttrio.text.grammar import ForcedCalls, Grammars, Spec
 from kttrio.text.grammar_error import GrammarError
 from kttrio.text.matcher import Matcher
-from kttrio.text.output import skipped_ids
-from kttrio.text.reasoning import ReasoningStart
 
 
 async def chat_constraints(
@@ -90,16 +89,10 @@ def _check_end(options: Options, field: str) -> None:
 
 def _gate(model: ServedModel, request: ChatRequest, prompt: str) -> Gate | None:
     """How the answer is reached; None: at once."""
-    thinks, calls = model.reasoning_format, bool(request.tools)
-    if thinks is None:
+    thinks, start = model.reasoning_format, reasoning_start(model, request, prompt)
+    if thinks is None or start is None:
         return None
-    start = thinks.start(prompt, said=request.said)
-    if request.said is not None and start is ReasoningStart.CLOSED:
-        return None
-    skipped: frozenset[int] = frozenset()
-    if request.options.skip_special_tokens:
-        skipped = skipped_ids(model.tokenizer, kept_tags=thinks.tags, calls=calls)
-    return Way(thinks, calls, skipped).gate(start)
+    return Way(thinks, bool(request.tools), chat_skipped_ids(model, request)).gate(start)
 
 
 async def _open(

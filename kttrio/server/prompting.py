@@ -2,7 +2,7 @@
 
 All of it happens before the first byte of an answer, so that a refusal is a real HTTP error.
 Long bodies are read, rendered and encoded in a worker thread. What holds an answer to a form is
-made in forms.py.
+made in forms.py, and what reads it in outputs.py.
 """
 
 from __future__ import annotations
@@ -12,29 +12,21 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeVar
 
-import trio
-
 from kttrio.request import GenerateRequest, ImageInput, SamplingParams
 from kttrio.server.constraints import Constraints
-from kttrio.server.decoding import Decoder, View
+from kttrio.server.decoding import Decoder
 from kttrio.server.errors import BadRequestError
 from kttrio.server.forms import chat_constraints, held_to, text_constraints
 from kttrio.server.image_memory import Hold
 from kttrio.server.images import Pictures, refusal
-from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
+from kttrio.server.off_loop import off_loop
+from kttrio.server.outputs import chat_decoder, text_decoder
+from kttrio.server.requests import ChatRequest, Options, Prompt, TextRequest
 from kttrio.server.served_model import ServedModel
 from kttrio.text.chats import ChatFormat
 from kttrio.text.continuation import render_open
-from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.messages import TemplateError
-from kttrio.text.output import OutputPipeline, skipped_ids
-from kttrio.text.reasoning import ReasoningSplitter, ReasoningStart
-from kttrio.text.stops import StopStrings
 from kttrio.text.tokenizer import EncodeError
-from kttrio.text.tool_parsers.base import ToolParser, open_parser
-
-LONG_BODY = 1 << 16
-"""Bytes of a request from which on its text does not hold up the event loop."""
 
 DEFAULT_TEXT_TOKENS = 16
 SEED_MASK = 2**63 - 1
@@ -110,7 +102,7 @@ async def prepare_chat(model: ServedModel, request: ChatRequest, intake: Intake)
         intake,
         options.client_id,
         held_to(constraints, sequences),
-        [_chat_decoder(model, request, text) for _ in range(options.n)],
+        [chat_decoder(model, request, text) for _ in range(options.n)],
         len(ids),
         [EchoedPrompt(ids, "")] * options.n,
         hold,
@@ -146,7 +138,7 @@ async def prepare_text(model: ServedModel, request: TextRequest, intake: Intake)
         intake,
         options.client_id,
         held_to(constraints, sequences),
-        [Decoder(_pipeline(model, options), view=_view(model, options)) for _ in echoed],
+        [text_decoder(model, options) for _ in echoed],
         sum(map(len, prompts)),
         echoed,
     )
@@ -157,13 +149,6 @@ def _most_tokens(options: Options, num_prompt_tokens: int, intake: Intake) -> in
     if options.max_tokens is None:
         return room
     return min(options.max_tokens, room) if options.fit_context else options.max_tokens
-
-
-async def off_loop(num_bytes: int, work: Callable[[], T]) -> T:
-    """Do what a long body makes long in a thread, short work at once."""
-    if num_bytes < LONG_BODY:
-        return work()
-    return await trio.to_thread.run_sync(work)
 
 
 async def _encoded(intake: Intake, work: Callable[[], T]) -> T:
@@ -302,56 +287,3 @@ def _sequences(
 def choice_seed(seed: int, index: int) -> int:
     """A seed per choice: far apart, and the same whenever the request comes again."""
     return (seed + index * GOLDEN_RATIO) & SEED_MASK
-
-
-def _chat_decoder(model: ServedModel, request: ChatRequest, prompt: str) -> Decoder:
-    calls = model.tool_call_parser if request.tools else None
-    pipeline = _pipeline(
-        model,
-        request.options,
-        splitter=_splitter(model, request, prompt),
-        tools=open_parser(calls, request.tools) if calls else None,
-        kept_tags=model.reasoning_format.tags if model.reasoning_format else (),
-    )
-    view = replace(_view(model, request.options), reasoning=request.reasoning)
-    return Decoder(pipeline, one_call=not request.parallel_tool_calls, view=view)
-
-
-def _splitter(model: ServedModel, request: ChatRequest, prompt: str) -> ReasoningSplitter | None:
-    """None where all of the output is text for the client."""
-    thinks = model.reasoning_format
-    if thinks is None or request.reasoning is ReasoningView.IN_TEXT:
-        return None
-    start = thinks.start(prompt, said=request.said)
-    if request.said is not None and start is ReasoningStart.CLOSED:
-        return None
-    forced = bool(request.forced_calls or request.options.form)
-    return ReasoningSplitter(thinks, start, calls=bool(request.tools), forced=forced)
-
-
-def _view(model: ServedModel, options: Options) -> View:
-    """What the client wants to see beside text, reasoning and calls."""
-    hidden = model.tokenizer.special_ids if options.skip_special_tokens else frozenset()
-    ends = model.end_ids | frozenset(options.stop_token_ids)
-    kept = ends - hidden if options.keep_stop else frozenset()
-    return View(kept_stops=kept, token_ids=options.return_token_ids)
-
-
-def _pipeline(
-    model: ServedModel,
-    options: Options,
-    *,
-    splitter: ReasoningSplitter | None = None,
-    tools: ToolParser | None = None,
-    kept_tags: tuple[str, ...] = (),
-) -> OutputPipeline:
-    skip_ids: frozenset[int] = frozenset()
-    if options.skip_special_tokens:
-        skip_ids = skipped_ids(model.tokenizer, kept_tags=kept_tags, calls=tools is not None)
-    stops = StopStrings(options.stop, include_in_output=options.keep_stop) if options.stop else None
-    return OutputPipeline(
-        open_detokenizer(model.tokenizer, skip_ids=skip_ids),
-        stops=stops,
-        reasoning=splitter,
-        tools=tools,
-    )

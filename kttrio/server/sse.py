@@ -94,8 +94,15 @@ class EventStream:
         self._attention = trio.Event()
         self._last_put = perf_counter()
 
+    @property
+    def begun(self) -> bool:
+        """The head of the response is out."""
+        return self._held is None
+
     def put(self, events: bytes) -> None:
         """Send now, in the caller's time slice. Before `run` and behind a slow client: keep."""
+        if not events:
+            return  # an empty chunk would end the response
         if self._held is not None:
             self._held.append(events)
             self._attention.set()
@@ -131,8 +138,7 @@ class EventStream:
                 raise self._refusal
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         held, self._held = self._held or [], None
-        if held:
-            self.put(b"".join(held))
+        self.put(b"".join(held))
         while self._connection.unsent or not self._ended:
             if self._connection.unsent:
                 await self._connection.flush()

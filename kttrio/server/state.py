@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +15,9 @@ from kttrio.engine.engine import Engine
 from kttrio.server.completion import Completion
 from kttrio.server.constraints import Constraints
 from kttrio.server.errors import ApiError
+from kttrio.server.inference_counts import InferenceCounts
 from kttrio.server.meter import Meter
 from kttrio.server.served_model import ServedModel
-from kttrio.server.triton.counts import InferenceCounts
 from kttrio.server.visits import VISIT
 
 
@@ -143,7 +142,3 @@ def installed_version() -> str:
         return version("kttrio")
     except PackageNotFoundError:  # run from its sources
         return "unknown"
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(16)}"

@@ -17,6 +17,7 @@ from typing import Any
 from kttrio.config import ServerConfig
 from kttrio.server.cors import Cors, Headers
 from kttrio.server.failures import log_failure
+from kttrio.server.ids import new_id
 from kttrio.server.meter import Meter
 
 logger = logging.getLogger("kttrio.access")
@@ -94,10 +95,10 @@ class Journal:
             logger.log(level, "%s", visit.line(perf_counter() - visit.began))
 
 
-def request_id(fields: Mapping[bytes, bytes], new_id: Callable[[str], str]) -> str:
+def request_id(fields: Mapping[bytes, bytes]) -> str:
     """The id that a request brings in its header, where that is one, or a new one."""
     given = fields.get(b"x-request-id", b"")
-    return given.decode() if ID.fullmatch(given) else new_id("req")
+    return given.decode() if ID.fullmatch(given) else new_id("req-")
 
 
 def address(host: str, port: int) -> str:
@@ -107,10 +108,9 @@ def address(host: str, port: int) -> str:
 class Reception:
     """Where every request comes in and every answer goes out."""
 
-    def __init__(self, config: ServerConfig, meter: Meter, new_id: Callable[[str], str]) -> None:
+    def __init__(self, config: ServerConfig, meter: Meter) -> None:
         self._cors = Cors(config.allowed_origins)
         self._journal = Journal(config, meter)
-        self._new_id = new_id
 
     async def receive(self, app: App, scope: Any, receive: Any, send: Send) -> None:
         """Have `app` answer the request of `scope`."""
@@ -140,7 +140,7 @@ class Reception:
     def _open(self, scope: Any, fields: Mapping[bytes, bytes]) -> Visit:
         path = scope["raw_path"].decode("ascii", "replace")[:SHOWN_PATH]
         return Visit(
-            id=request_id(fields, self._new_id),
+            id=request_id(fields),
             method=scope["method"] if scope["method"] in METHODS else "OTHER",
             path=path,
             client=address(*(scope["client"] or ("unknown", 0))),

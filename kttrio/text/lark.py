@@ -16,11 +16,15 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from kttrio.text.grammar_error import GrammarError
+from kttrio.text.json_schema import closed
 from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
-SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,64}"
-"""White space between the parts of JSON: a weak model cannot go on with it for ever."""
+MAX_EBNF_RULES = 512
+"""The library takes time that grows with their square, and shares the interpreter with streams."""
+SPACE = r"[ ]{1,2}|\r?\n[ \t]{0,32}"
+"""White space between the parts of JSON: a weak model cannot go on with it for ever. A line's
+indentation is that of eight levels, four blanks each."""
 _CODE_POINT = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(?s:.))")
 _CLOCK = r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+\-][0-9]{2}:[0-9]{2})"
 _DAY = r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
@@ -105,9 +109,12 @@ def string_format(name: str) -> str:
 
 
 def json_value(schema: Mapping[str, Any]) -> str:
-    """A rule's body: JSON that the schema allows."""
+    """A rule's body: JSON that the schema allows, without properties that it does not list."""
     options = {"whitespace_pattern": SPACE}
-    return "%json " + json.dumps({**schema, "x-guidance": options})
+    try:
+        return "%json " + json.dumps({**closed(schema), "x-guidance": options})
+    except RecursionError:
+        raise GrammarError("nested too deeply") from None
 
 
 def of_form(kind: str, source: str) -> str:
@@ -145,6 +152,8 @@ def _of_choice(source: str) -> str:
 
 
 def _of_ebnf(source: str) -> str:
+    if (num_rules := source.count("::=")) > MAX_EBNF_RULES:
+        raise GrammarError(f"{num_rules} rules long; at most {MAX_EBNF_RULES} are taken")
     try:
         return gbnf_to_lark(_CODE_POINT.sub(_character, source))
     except RecursionError:

@@ -76,13 +76,18 @@ class OutputPipeline:
         """The stop string that ended the text: later tokens leave no piece, call finish()."""
         return self._stops.matched if self._stops else None
 
+    @property
+    def in_reasoning(self) -> bool:
+        """The next token is reasoning, as far as is known."""
+        return self._reasoning is not None and self._reasoning.in_reasoning
+
     def push(self, token_id: int) -> list[Piece] | str:
         """What this token makes certain: nothing but text, or nothing yet, comes as a string. The
         token that ended the sequence is not pushed."""
         text = self._detokenizer.push(token_id)
         if self._plain:
             return text
-        if self._reasoning is not None and self._reasoning.in_reasoning:
+        if self.in_reasoning:
             self.num_reasoning_tokens += 1
         if self._stops is not None and text:
             text, _ = self._stops.push(text)

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from kttrio.config import EngineConfig
-from kttrio.engine.engine import Engine, EngineClosed, EngineStats, QueueFull, RequestTooLarge
+from kttrio.engine.engine import Engine, EngineStats
+from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.plan import ChunkResult, StepPlan, StepResult
 from kttrio.request import FinishReason, GenerateRequest, SamplingParams, TokenEvent
 from tests.fakes import ScriptedRunner, capacity, scripted_token
@@ -360,20 +361,6 @@ async def test_close_ends_iteration():
         assert (await stream.wait()).finish is FinishReason.ABORT
 
 
-async def test_second_consumer_is_refused():
-    runner = GatedRunner()
-    async with (
-        running(runner) as engine,
-        engine.open(request()) as stream,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(stream.wait)
-        await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(trio.BusyResourceError):
-            await stream.wait()
-        runner.open_gate()
-
-
 async def test_failed_step_costs_its_own_requests_and_health_tells(caplog):
     runner = GatedRunner(fail_steps={0})
     async with running(runner, EngineConfig(chunked_prefill_size=3)) as engine:
@@ -563,12 +550,6 @@ async def test_logprobs_pass_through():
         assert first.prompt_logprobs is not None
         assert [score.token for score in first.prompt_logprobs if score] == [6, 7]
         assert second.prompt_logprobs is None
-
-
-async def test_unread_events_are_kept_in_order():
-    async with running(ScriptedRunner()) as engine, engine.open(request(max_tokens=30)) as stream:
-        await stream.wait()
-        assert [event.token async for event in stream] == expected((1, 2, 3), 30)
 
 
 async def test_cancelled_consumer_leaves_by_the_door():

@@ -62,6 +62,14 @@ async def test_unknown_paths_and_methods_have_the_error_shape() -> None:
         assert (await front.ask("HEAD", "/health")).status == 200
 
 
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/models/", "/v2//health/live"])
+async def test_paths_that_are_nearly_there_are_not_redirected(path: str) -> None:
+    async with running_front() as front:
+        reply = await front.ask("GET", path)
+        assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+        assert f"There is no {path} here" in reply.body.decode()
+
+
 async def test_our_own_failure_is_a_500_that_tells_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

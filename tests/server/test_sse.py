@@ -163,3 +163,16 @@ async def test_other_streams_tell_it_in_an_event() -> None:
     stream.fail(REFUSED, b"told ")
     await run(stream, connection)
     assert connection.written == b"<start>told <body>"
+
+
+async def test_an_empty_event_does_not_end_the_response() -> None:
+    connection = FakeConnection()
+    stream = EventStream(connection, chunked=True)
+    async with trio.open_nursery() as nursery:
+        stream.put(b"")
+        nursery.start_soon(run, stream, connection)
+        await trio.testing.wait_all_tasks_blocked()
+        for word in (b"", b"one"):
+            stream.put(word)
+        stream.end()
+    assert connection.written == b"<start>3\r\none\r\n<body>"

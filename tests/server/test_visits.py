@@ -152,7 +152,7 @@ async def test_a_path_forges_no_line(caplog: pytest.LogCaptureFixture) -> None:
 @given(path=st.text(), name=st.binary(max_size=200))
 def test_a_line_is_one_line_of_as_many_words(path: str, name: bytes) -> None:
     """Whatever comes over HTTP/2, where a path may hold anything."""
-    made = request_id({b"x-request-id": name}, lambda prefix: prefix)
+    made = request_id({b"x-request-id": name})
     line = Visit(id=made, method="gRPC", path=path, client="c").line(0.1)
     assert line.isprintable()
     assert [word.partition("=")[0] for word in line.split(" ")] == [

@@ -29,6 +29,13 @@ FLAT = {
     "additionalProperties": False,
 }
 
+OPEN = {
+    "type": "object",
+    "properties": {"at": {"$ref": "#/$defs/point"}},
+    "$defs": {"point": {"type": "object", "properties": {"x": {"type": "integer"}}}},
+}
+"""No word of what else may come, so nothing else does."""
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
@@ -58,6 +65,8 @@ def takes(grammars: Grammars, tokenizer: Tokenizer, spec: Spec, text: str) -> bo
 FORMS: list[tuple[FormKind, Any, list[str], list[str]]] = [
     ("json_object", "", ["{}", '{"a": [1, {"b": null}]}'], ["[]", "1", "{", ' {"a": 1}']),
     ("json_schema", FLAT, ['{"city":"x"}', '{\n  "city": "x",\n  "n": 2\n}'], ["{}", '{"n": 2}']),
+    ("json_schema", OPEN, ['{"at": {"x": 1}}', "{}"], ['{"at": {"z": 1}}', '{"b": 1}']),
+    ("json_schema", {"type": "object"}, ["{}", '{"b": 1}'], ["[]"]),
     ("json_schema", True, ['{"a": 1}', "3"], ["x"]),
     ("regex", "[a-c]+/\n?", ["ab/", "c/\n"], ["/", "ab"]),
     ("regex", "^(yes|no)$", ["yes", "no"], ["yesno", "^yes$", ""]),
@@ -93,6 +102,7 @@ REFUSED: list[tuple[FormKind, Any, str]] = [
     ("json_schema", {"x-guidance": {"lenient": True}, "not": {}}, "not"),
     ("json_schema", "{", "not valid JSON"),
     ("json_schema", "[" * 5000, "nested too deeply"),
+    ("json_schema", '{"items":' * 900 + "{}" + "}" * 900, "nested too deeply"),
     ("json_schema", "[1]", "must be an object"),
     ("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
     ("regex", "a(", "unclosed group"),
@@ -103,6 +113,8 @@ REFUSED: list[tuple[FormKind, Any, str]] = [
     ("ebnf", 'root ::= "a" b', "'b' not found"),
     ("ebnf", 'start ::= "a"', "'root'"),
     ("ebnf", "root ::= " + "(" * 3000 + '"a"' + ")" * 3000, "nested too deeply"),
+    ("ebnf", "root ::= x\n" + "x ::= y\n" * 512, "513 rules"),
+    ("ebnf", 'root ::= "\\', "range"),
     ("lark", "start: x", 'unknown name: "x"'),
     ("regex", "a" * grammar.lark.MAX_CHARS + "b", "characters long"),
 ]
@@ -175,7 +187,7 @@ def test_white_space_has_an_end(grammars: Grammars, tokenizer: Tokenizer):
         assert not takes(grammars, tokenizer, form("json_schema", FLAT), before + " " * 200)
         matcher = grammars.compile(form("json_schema", FLAT)).open()
         matcher.advance(tokenizer.encode(before))
-        for _ in range(80):
+        for _ in range(40):
             blanks = [
                 token
                 for token in allowed(matcher.masks()[0])

@@ -18,6 +18,7 @@ BENCHES = {
     "hybrid": "a model divided between a device and the host: decode, prefill, hand-off",
     "drafts": "what a step with drafts costs, and how many must stand for it to pay",
     "ring": "how fast experts of the host come to the device, beside a plain copy",
+    "soak": "minutes of mixed and hostile load, and what it leaves behind",
     "masks": "what it costs to hold answers to a form",
     "coverage": "what experts on a device serve, by strategy and budget",
 }

@@ -20,6 +20,8 @@ from kttrio.server.anthropic.tools import (
     ToolChoice,
     use_tools,
 )
+from kttrio.server.asking.sampling import MAX_STOPS
+from kttrio.server.asking.thinking import SWITCHES
 from kttrio.server.errors import ApiError
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.schema.kinds import (
@@ -38,10 +40,7 @@ from kttrio.server.served_model import ServedModel
 from kttrio.text.chats import knows_late_system, knows_switches
 from kttrio.text.grammar import Form
 
-MAX_STOPS = 64
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
-THINKING = ("enable_thinking", "thinking")
-"""What templates call the switch: most the one, DeepSeek's and Kimi's the other."""
 CLAUDE = "claude-"
 """How the names begin that agents ask for when nobody told them another."""
 NO_THREADS = "this server keeps no conversations; send all messages"
@@ -224,7 +223,7 @@ def _form(body: CountBody) -> Form | None:
 
 
 def _template_kwargs(body: CountBody, model: ServedModel) -> dict[str, Any]:
-    switches = dict.fromkeys(THINKING, isinstance(body.thinking, ThinkingOn))
+    switches = dict.fromkeys(SWITCHES, isinstance(body.thinking, ThinkingOn))
     if body.thinking is None and not (model.template and knows_switches(model.template, switches)):
         switches = {}  # a model that always thinks does so unless it is told not to
     effort = body.output_config.effort

@@ -162,8 +162,7 @@ class MessageStream:
             self.on_delta(choice, Delta(text))
 
     def on_delta(self, choice: int, delta: Delta) -> None:
-        if events := b"".join(self._events(delta)):  # an empty chunk would end the response
-            self._stream.put(events)
+        self._stream.put(b"".join(self._events(delta)))
         self._finish, self._matched = delta.finish, delta.matched_stop
 
     def _events(self, delta: Delta) -> Iterator[bytes]:

@@ -22,13 +22,14 @@ from kttrio.server.anthropic.request import (
 from kttrio.server.anthropic.response import PING, Head, MessageStream, message_object
 from kttrio.server.bodies import read_body
 from kttrio.server.errors import aborted
+from kttrio.server.ids import new_id
 from kttrio.server.prompting import chat_ids, prepare_chat
 from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest
 from kttrio.server.schema.operations import Operation
 from kttrio.server.schema.records import read
 from kttrio.server.served_model import ServedModel
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 from kttrio.server.visits import current_id
 
 TAG = "Anthropic"
@@ -68,7 +69,7 @@ def blueprint(state: AppState) -> Blueprint:
     @routes.post("/count_tokens")
     async def count_tokens() -> Response:
         _, asked, num_bytes = await _read(state.model, CountBody, to_count)
-        intake = open_intake(state, new_id("count"), num_bytes)
+        intake = open_intake(state, new_id("count-"), num_bytes)
         ids = await chat_ids(state.model, asked, intake)
         return json_response({"input_tokens": len(ids)})
 
@@ -76,7 +77,7 @@ def blueprint(state: AppState) -> Blueprint:
 
 
 async def _answer(state: AppState) -> Response:
-    model, id = state.model, new_id("msg")
+    model, id = state.model, new_id("msg_")
     body, asked, num_bytes = await _read(model, MessagesBody, to_answer)
     prepared = await prepare_chat(model, asked, open_intake(state, id, num_bytes))
     head = Head(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.openai.tools import ToolUse, force
+from kttrio.server.asking.tools import ToolUse, force
 from kttrio.server.schema.kinds import Boolean, Many, Object, Tagged, Text
 from kttrio.server.schema.records import Nested, given, ignored, refused
 

@@ -108,7 +108,8 @@ class Call:
     def _unpacked(self, message: bytes) -> bytes:
         encoding = self.metadata("grpc-encoding") or "identity"
         if encoding == "identity":
-            return message
+            text = "A message is marked as compressed, but 'grpc-encoding' does not say how."
+            raise RpcError(Status.INTERNAL, text)
         if encoding != "gzip":
             text = f"Messages compressed by '{encoding[:40]}' are not read: send gzip or identity."
             raise RpcError(Status.UNIMPLEMENTED, text)

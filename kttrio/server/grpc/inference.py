@@ -23,7 +23,7 @@ from kttrio.server.grpc.tensors import (
     read_request,
     write_response,
 )
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.state import AppState
 from kttrio.server.triton import inference
 from kttrio.server.triton.inference import Inference

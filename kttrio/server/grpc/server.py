@@ -12,7 +12,7 @@ from kttrio.server.grpc.health import HealthService
 from kttrio.server.grpc.inference import InferenceService
 from kttrio.server.grpc.status import RpcError, Status
 from kttrio.server.keys import Keys, presented
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 from kttrio.server.visits import NO_ROUTE, SHOWN_PATH, VISIT, Journal, Visit, request_id
 from kttrio.server.wire.http2_stream import Stream
 
@@ -55,7 +55,7 @@ class GrpcServer:
     def _open(self, stream: Stream) -> Visit:
         path = stream.headers.get(b":path", b"").decode("latin-1")
         return Visit(
-            id=request_id(stream.headers, new_id),
+            id=request_id(stream.headers),
             method="gRPC",
             path=path[:SHOWN_PATH],
             client=stream.client,

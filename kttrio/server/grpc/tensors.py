@@ -1,6 +1,6 @@
 """Inference requests and responses between protobuf's messages and tensors.
 
-Which tensors the model takes is known to triton/inference_request.py.
+Which tensors the model takes is known to triton/inputs.py.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from kttrio.server.grpc.messages import MESSAGES
 from kttrio.server.schema.kinds import refuse
 from kttrio.server.triton.inference import VERSION
 from kttrio.server.triton.inference_request import Asked, ask_tensors
-from kttrio.server.triton.tensors import DATATYPES, Tensor, pack, unpack
+from kttrio.server.triton.tensors import DATATYPES, MAX_DIMENSIONS, Tensor, pack, unpack
 
 FINAL = "triton_final_response"
 """The parameter of a response that tells whether another one follows."""
-MAX_DIMENSIONS = 16
 NOT_OFFERED = frozenset(
     {
         "classification",

@@ -42,13 +42,14 @@ _MESSAGE = record_of(
     {
         "role": one_of("assistant"),
         "content": nullable(STRING),
+        "refusal": NULL,
         "reasoning_content": nullable(STRING),
         "tool_calls": nullable(list_of(_CALL)),
     }
 )
 _CHOICE = {
     "index": INTEGER,
-    "finish_reason": one_of("stop", "length", "tool_calls"),
+    "finish_reason": one_of("stop", "length", "tool_calls", "abort"),
     "matched_stop": {"type": ["integer", "string", "null"]},
 }
 _PROMPT_DETAILS = record_of({"cached_tokens": INTEGER})
@@ -107,6 +108,7 @@ MODEL = record_of(
         "display_name": STRING,
         "created_at": STRING,
         "max_input_tokens": INTEGER,
+        "lifecycle": one_of("active"),
     }
 )
 MODELS = record_of(

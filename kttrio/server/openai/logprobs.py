@@ -7,31 +7,13 @@ from typing import Any
 
 from kttrio.request import TokenLogprob
 from kttrio.server.decoding import PromptLogprobs
+from kttrio.server.scores import finite, token_logprobs
 from kttrio.text.detokenizer import open_detokenizer
 from kttrio.text.tokenizer import Tokenizer
 
-LEAST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
-
 
 def chat_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {
-            **_token_fields(tokenizer, score.token, score.logprob),
-            "top_logprobs": [_token_fields(tokenizer, *pair) for pair in score.top],
-        }
-        for score in scores
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token_fields(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    raw = list(tokenizer.token_bytes(token))
-    return {"token": tokenizer.piece(token), "logprob": _finite(logprob), "bytes": raw}
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LEAST_LOGPROB)
+    return {"content": token_logprobs(tokenizer, scores), "refusal": None}
 
 
 class TextLogprobs:
@@ -51,7 +33,7 @@ class TextLogprobs:
         ids = [self._first_id if entry is None else entry.token for entry in entries]
         return {
             "tokens": [self._tokenizer.piece(token) for token in ids],
-            "token_logprobs": [entry and _finite(entry.logprob) for entry in entries],
+            "token_logprobs": [entry and finite(entry.logprob) for entry in entries],
             "top_logprobs": [entry and self._top(entry) for entry in entries],
             "text_offset": [self._offset_of(token) for token in ids],
         }
@@ -59,7 +41,7 @@ class TextLogprobs:
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
         """The best tokens and, as clients expect, the chosen one among them."""
         pairs = [*entry.top, (entry.token, entry.logprob)]
-        return {self._tokenizer.piece(token): _finite(logprob) for token, logprob in pairs}
+        return {self._tokenizer.piece(token): finite(logprob) for token, logprob in pairs}
 
     def _offset_of(self, token: int) -> int:
         """Characters before the token; one that completes a character begins with it."""

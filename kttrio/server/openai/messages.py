@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kttrio.server.asking.tools import PastFunction
 from kttrio.server.requests import ImageSource
-from kttrio.server.schema.kinds import Either, Many, OneOf, Tagged, Text, Told, refuse
+from kttrio.server.schema.kinds import Either, Many, OneOf, Tagged, Text, refuse
 from kttrio.server.schema.records import Nested, given, ignored, refused
-from kttrio.text.messages import Arguments, read_arguments
+from kttrio.text.messages import read_arguments
 
 DETAILS = ("auto", "low", "high")
 
@@ -55,23 +56,6 @@ PARTS = Tagged(
 )
 CONTENT = Either({str: Text(), list: Many(PARTS)})
 Content = str | tuple[Part, ...]
-
-
-def _past_arguments(value: Any, path: str) -> Arguments:
-    try:
-        return read_arguments(value)
-    except ValueError as error:
-        refuse(path, str(error))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PastFunction:
-    """What was called."""
-
-    name: str = given(Text(1), "of the function", required=True)
-    arguments: Arguments | None = given(
-        Told(_past_arguments, {"type": ["string", "object"]}), "a JSON object or its text"
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kttrio.server.errors import ApiError
-from kttrio.server.openai.forms import GuidedFields, read_form
+from kttrio.server.asking.forms import GuidedFields, read_form
+from kttrio.server.asking.sampling import MAX_CHOICES, MAX_LOGPROBS, check_ids, sampling_options
+from kttrio.server.asking.thinking import EFFORTS, template_kwargs
+from kttrio.server.asking.tools import Tool
+from kttrio.server.errors import check_model
 from kttrio.server.openai.messages import (
     MESSAGES,
     AnyMessage,
@@ -19,17 +22,13 @@ from kttrio.server.openai.messages import (
     image_sources,
     template_messages,
 )
-from kttrio.server.openai.sampling import MAX_CHOICES, TokenIds, check_ids, sampling_options
-from kttrio.server.openai.tools import TOOL_CHOICE, TOOLS, Tool, ToolChoice, use_tools
+from kttrio.server.openai.tools import TOOL_CHOICE, TOOLS, ToolChoice, use_tools
 from kttrio.server.requests import ChatRequest, Options, Prompt, ReasoningView, TextRequest
 from kttrio.server.schema.kinds import Boolean, Integer, Object, OneOf, Text, Told, refuse
 from kttrio.server.schema.records import Nested, given, ignored, read, refused
+from kttrio.server.schema.tokens import TokenIds
 
-MAX_LOGPROBS = 20
 MAX_PROMPTS = 1024
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-THINKING = ("enable_thinking", "thinking")
-"""What templates call the switch: most the one, DeepSeek's and Kimi's the other."""
 ONE_TEMPLATE = "start the server with --chat-template"
 
 
@@ -176,17 +175,6 @@ def parse_text(value: dict[str, Any], *, model: str, vocab_size: int) -> TextReq
     return TextRequest(options=options, prompts=body.prompt, echo=body.echo)
 
 
-def check_model(name: str | None, served: str) -> None:
-    """A request without `model` means the one that is served."""
-    if name is not None and name != served:
-        raise unknown_model(name, served)
-
-
-def unknown_model(name: str, served: str) -> ApiError:
-    message = f"The model '{name[:200]}' does not exist; this server has '{served}'."
-    return ApiError(404, message, param="model", code="model_not_found")
-
-
 def _options(
     body: StreamedFields, max_tokens: int | None, logprobs: int | None, vocab_size: int
 ) -> Options:
@@ -224,13 +212,3 @@ def _continues(body: ChatBody) -> bool:
     if body.add_generation_prompt:
         refuse("continue_final_message", "excludes 'add_generation_prompt': give one of them")
     return goes_on(body.messages)
-
-
-def template_kwargs(given: Mapping[str, Any] | None, effort: str | None) -> dict[str, Any]:
-    """What chat templates are told: the client's own values, and what an effort means to them."""
-    kwargs = dict(given or {})
-    if effort is not None:
-        kwargs.setdefault("reasoning_effort", effort)
-        if not any(name in kwargs for name in THINKING):
-            kwargs |= dict.fromkeys(THINKING, effort != "none")
-    return kwargs

@@ -225,6 +225,7 @@ def _chat_choice(index: int, answer: Answer, tokenizer: Tokenizer) -> dict[str, 
     message = {
         "role": "assistant",
         "content": None if calls and not answer.text else answer.text,
+        "refusal": None,
         "reasoning_content": answer.reasoning or None,
         "tool_calls": calls or None,
     }

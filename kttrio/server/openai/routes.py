@@ -14,13 +14,14 @@ from quart import Blueprint, Response
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
 from kttrio.server.completion import Usage, usage_of
+from kttrio.server.errors import unknown_model
+from kttrio.server.ids import new_id
 from kttrio.server.openai import answers as openai_answers
 from kttrio.server.openai.request import (
     ChatBody,
     TextBody,
     parse_chat,
     parse_text,
-    unknown_model,
 )
 from kttrio.server.openai.response import (
     ChatStream,
@@ -35,7 +36,7 @@ from kttrio.server.prompting import Prepared, prepare_chat, prepare_text
 from kttrio.server.replies import json_response
 from kttrio.server.requests import Options
 from kttrio.server.schema.operations import Operation, Parameter
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 
 TAG = "OpenAI"
 OPERATIONS = (
@@ -124,13 +125,14 @@ def _model_fields(state: AppState) -> dict[str, Any]:
         "display_name": model.name,
         "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(),
         "max_input_tokens": longest,
+        "lifecycle": "active",
     }
 
 
 async def _chat(state: AppState) -> Response:
     asked, num_bytes = await _read(parse_chat, state)
     model = state.model
-    head = Head(new_id("chatcmpl"), int(time.time()), model.name)
+    head = Head(new_id("chatcmpl-"), int(time.time()), model.name)
     prepared = await prepare_chat(model, asked, open_intake(state, head.id, num_bytes))
     extras = _extras(state, asked.options, prepared)
     if asked.options.stream:
@@ -143,7 +145,7 @@ async def _chat(state: AppState) -> Response:
 async def _text(state: AppState) -> Response:
     asked, num_bytes = await _read(parse_text, state)
     model = state.model
-    head = Head(new_id("cmpl"), int(time.time()), model.name)
+    head = Head(new_id("cmpl-"), int(time.time()), model.name)
     prepared = await prepare_text(model, asked, open_intake(state, head.id, num_bytes))
     extras = _extras(state, asked.options, prepared)
     if asked.options.stream:

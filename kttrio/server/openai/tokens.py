@@ -10,8 +10,12 @@ from typing import Any
 from quart import Blueprint, Response
 
 from kttrio.server.answering import open_intake
+from kttrio.server.asking.sampling import check_ids
+from kttrio.server.asking.tools import Tool
 from kttrio.server.bodies import read_body
-from kttrio.server.errors import BadRequestError
+from kttrio.server.errors import BadRequestError, check_model
+from kttrio.server.ids import new_id
+from kttrio.server.off_loop import off_loop
 from kttrio.server.openai import answers as openai_answers
 from kttrio.server.openai.messages import (
     MESSAGES,
@@ -20,17 +24,16 @@ from kttrio.server.openai.messages import (
     image_sources,
     template_messages,
 )
-from kttrio.server.openai.request import check_model
-from kttrio.server.openai.sampling import TokenIds, check_ids
-from kttrio.server.openai.tools import TOOLS, Tool
-from kttrio.server.prompting import chat_ids, off_loop
+from kttrio.server.openai.tools import TOOLS
+from kttrio.server.prompting import chat_ids
 from kttrio.server.replies import json_response
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.schema.kinds import Boolean, Object, Text
 from kttrio.server.schema.operations import Operation
 from kttrio.server.schema.records import given, ignored, read, refused
+from kttrio.server.schema.tokens import TokenIds
 from kttrio.server.served_model import ServedModel
-from kttrio.server.state import AppState, new_id
+from kttrio.server.state import AppState
 
 PREFIXES = ("", "/v1")
 
@@ -131,7 +134,7 @@ async def _ids(state: AppState, body: TokenizeBody, num_bytes: int) -> tuple[int
     if body.add_special_tokens:
         message = "'add_special_tokens' must not be true with 'messages': the template has them."
         raise BadRequestError(message, "add_special_tokens", "invalid_value")
-    intake = open_intake(state, new_id("tokenize"), num_bytes)
+    intake = open_intake(state, new_id("tokenize-"), num_bytes)
     return await chat_ids(state.model, _chat(body, body.messages), intake)
 
 

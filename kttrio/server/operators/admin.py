@@ -12,9 +12,10 @@ from kttrio.engine.errors import EngineClosed, QueueFull, RequestTooLarge
 from kttrio.request import GenerateRequest, SamplingParams
 from kttrio.server.completion import refusal
 from kttrio.server.errors import ApiError
+from kttrio.server.ids import new_id
 from kttrio.server.replies import json_response
 from kttrio.server.schema.operations import INTEGER, NUMBER, STRING, Operation, record_of
-from kttrio.server.state import AppState, installed_version, new_id
+from kttrio.server.state import AppState, installed_version
 
 GENERATE_SECONDS = 30.0
 WATCH_SECONDS = 0.02
@@ -120,7 +121,9 @@ async def _generate_one(state: AppState) -> None:
     sampling = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     prompt = (min(state.model.end_ids, default=0),)
     try:
-        async with state.engine.open(GenerateRequest(new_id("health"), prompt, sampling)) as events:
+        async with state.engine.open(
+            GenerateRequest(new_id("health-"), prompt, sampling)
+        ) as events:
             event = await events.wait()
     except (RequestTooLarge, QueueFull, EngineClosed) as error:
         raise refusal(error) from error

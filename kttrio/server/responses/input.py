@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.openai.messages import PastFunction
+from kttrio.server.asking.tools import PastFunction
 from kttrio.server.requests import ImageSource
 from kttrio.server.responses.reasoning import carried
 from kttrio.server.schema.kinds import Either, Many, OneOf, Tagged, Text, refuse

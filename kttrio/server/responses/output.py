@@ -6,16 +6,15 @@ Whole answers are made here, and every piece of a streamed one (stream.py).
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.request import TokenLogprob
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Answer, Call, Part, Said, Thought
-from kttrio.server.openai.logprobs import chat_logprobs
+from kttrio.server.ids import new_id
 from kttrio.server.responses.reasoning import carry
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
 Item = dict[str, Any]
@@ -75,11 +74,6 @@ def usage_fields(usage: Usage) -> dict[str, Any]:
     }
 
 
-def new_id(prefix: str) -> str:
-    """An id as OpenAI's clients expect it here, underscore and all."""
-    return f"{prefix}_{secrets.token_hex(16)}"
-
-
 @dataclass(frozen=True, slots=True)
 class TextShape:
     """How an item that holds text looks, and what the events of its growth are called."""
@@ -117,7 +111,7 @@ def _thought(parts: Sequence[dict[str, Any]]) -> Item:
 
 
 MESSAGE = TextShape(
-    id_prefix="msg",
+    id_prefix="msg_",
     text_event="response.output_text",
     part_event="response.content_part",
     index_name="content_index",
@@ -126,7 +120,7 @@ MESSAGE = TextShape(
     scores=True,
 )
 REASONING = TextShape(
-    id_prefix="rs",
+    id_prefix="rs_",
     text_event="response.reasoning_text",
     part_event="response.content_part",
     index_name="content_index",
@@ -134,7 +128,7 @@ REASONING = TextShape(
     item=_reasoning,
 )
 SUMMARY = TextShape(
-    id_prefix="rs",
+    id_prefix="rs_",
     text_event="response.reasoning_summary_text",
     part_event="response.reasoning_summary_part",
     index_name="summary_index",
@@ -159,18 +153,21 @@ def call_item(item_id: str, status: str, call: Call) -> Item:
     }
 
 
-def token_logprobs(tokenizer: Tokenizer, scores: Sequence[TokenLogprob]) -> Logprobs:
-    content: Logprobs = chat_logprobs(tokenizer, scores)["content"]
-    return content
-
-
 def end_fields(finish: str | None, now: int) -> dict[str, Any]:
     """The status of a response that ended by itself, at its limit or by an operator, and what goes
     with it."""
-    if finish in ("length", "abort"):
-        details = {"reason": "max_output_tokens" if finish == "length" else "abort"}
-        return {"status": "incomplete", "incomplete_details": details}
+    if finish == "abort":
+        return {"status": "cancelled"}
+    if finish == "length":
+        return {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
     return {"status": "completed", "completed_at": now}
+
+
+def last_status(finish: str | None, *, calls: bool) -> str:
+    """The status of the last item. `calls`: it is a call, which a stop string has cut off where the
+    response does not end with calls."""
+    is_whole = finish == "tool_calls" or (finish == "stop" and not calls)
+    return "completed" if is_whole else "incomplete"
 
 
 def whole_response(
@@ -183,19 +180,19 @@ def whole_response(
     now: int,
 ) -> str:
     """A response that has ended, as JSON. `now`: Unix time in seconds."""
-    end = end_fields(answer.finish, now)
     parts = answer.parts or [Said("", ())]
-    statuses = ["completed"] * (len(parts) - 1) + [end["status"]]
+    last = last_status(answer.finish, calls=isinstance(parts[-1], Call))
+    statuses = ["completed"] * (len(parts) - 1) + [last]
     items = [
         _item(part, status, tokenizer, reasoning)
         for part, status in zip(parts, statuses, strict=True)
     ]
-    return write_response(head, output=items, usage=usage, **end)
+    return write_response(head, output=items, usage=usage, **end_fields(answer.finish, now))
 
 
 def _item(part: Part, status: str, tokenizer: Tokenizer, reasoning: TextShape) -> Item:
     if isinstance(part, Call):
-        return call_item(new_id("fc"), status, part)
+        return call_item(new_id("fc_"), status, part)
     shape = reasoning if isinstance(part, Thought) else MESSAGE
     scores = part.logprobs if isinstance(part, Said) else ()
     content = shape.part(part.text, token_logprobs(tokenizer, scores))

@@ -12,7 +12,7 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
-from kttrio.server.openai.forms import (
+from kttrio.server.asking.forms import (
     GuidedFields,
     NamedSchema,
     ObjectFormat,
@@ -20,8 +20,9 @@ from kttrio.server.openai.forms import (
     read_form,
     schema_form,
 )
-from kttrio.server.openai.request import EFFORTS, MAX_LOGPROBS, check_model, template_kwargs
-from kttrio.server.openai.sampling import sampling_options
+from kttrio.server.asking.sampling import MAX_LOGPROBS, sampling_options
+from kttrio.server.asking.thinking import EFFORTS, template_kwargs
+from kttrio.server.errors import check_model
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.responses.input import INPUT, Input, image_sources, template_messages
 from kttrio.server.responses.output import write_json

@@ -15,6 +15,7 @@ from quart import Blueprint, Response
 from kttrio.server.answering import collect, open_intake, stream
 from kttrio.server.bodies import read_body
 from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.ids import new_id
 from kttrio.server.prompting import Prepared, chat_ids, prepare_chat
 from kttrio.server.replies import json_response, written_response
 from kttrio.server.responses import answers as responses_answers
@@ -23,7 +24,6 @@ from kttrio.server.responses.output import (
     SUMMARY,
     Head,
     join_objects,
-    new_id,
     whole_response,
     write_json,
 )
@@ -125,7 +125,7 @@ def _input_blamed() -> Iterator[None]:
 
 async def _create(state: AppState) -> Response:
     asked, num_bytes = await _read(state)
-    response_id = new_id("resp")
+    response_id = new_id("resp_")
     intake = open_intake(state, response_id, num_bytes)
     with _input_blamed():
         prepared = await prepare_chat(state.model, asked.chat, intake)
@@ -160,7 +160,7 @@ def _echo(state: AppState, asked: AskedResponse, prepared: Prepared) -> str:
 
 async def _count(state: AppState) -> Response:
     asked, num_bytes = await _read(state)
-    intake = open_intake(state, new_id("resp"), num_bytes)
+    intake = open_intake(state, new_id("resp_"), num_bytes)
     with _input_blamed():
         ids = await chat_ids(state.model, asked.chat, intake)
     return json_response({"object": "response.input_tokens", "input_tokens": len(ids)})

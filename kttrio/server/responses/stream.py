@@ -6,12 +6,15 @@ The way of a text delta is kept short: a prepared event per item, filled with te
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kttrio.server import sse
 from kttrio.server.completion import Usage
 from kttrio.server.decoding import Call, CallDelta, Change, Delta, Said, Thought, changes
 from kttrio.server.errors import ApiError
+from kttrio.server.ids import new_id
 from kttrio.server.responses.output import (
     MESSAGE,
     Head,
@@ -20,13 +23,21 @@ from kttrio.server.responses.output import (
     TextShape,
     call_item,
     end_fields,
-    new_id,
+    last_status,
     text_item,
-    token_logprobs,
     write_response,
 )
+from kttrio.server.scores import token_logprobs
 from kttrio.text.tokenizer import Tokenizer
 
+LAST_EVENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "completed": "response.completed",
+        "incomplete": "response.incomplete",
+        "cancelled": "response.incomplete",
+    }
+)
+"""By the response's status; a cancelled one has no event of its own."""
 TEXT = "%text%"
 NUMBER = "%number%"
 
@@ -129,7 +140,7 @@ class OpenCall:
         self.number = start.number
         self._call = Call(start.id or "", start.name or "", "")
         self._writer = writer
-        self._id = new_id("fc")
+        self._id = new_id("fc_")
         self._index = index
         self._place = {"item_id": self._id, "output_index": index}
         self._arguments: list[str] = []
@@ -217,12 +228,12 @@ class ResponsesStream:
         self._writer.end()
 
     def _complete(self, usage: Usage) -> None:
-        end = end_fields(self._finish, int(time.time()))
         if not self._output and not self._text and not self._call:
             self._open_text(MESSAGE)
-        self._close(end["status"])
+        self._close(last_status(self._finish, calls=self._call is not None))
+        end = end_fields(self._finish, int(time.time()))
         response = write_response(self._head, output=self._output, usage=usage, **end)
-        self._writer.add_response(f"response.{end['status']}", response)
+        self._writer.add_response(LAST_EVENTS[end["status"]], response)
 
     def _fail(self, error: ApiError, usage: Usage) -> None:
         """Both ways in which clients look for an error; the second is the end of the response."""

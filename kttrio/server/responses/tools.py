@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.openai.tools import FunctionName, ToolUse, force, tool_name
+from kttrio.server.asking.tools import FunctionName, ToolUse, allow, force, tool_name
 from kttrio.server.schema.kinds import (
     Boolean,
     Either,
@@ -99,9 +99,7 @@ def use_tools(tools: list[dict[str, Any]], choice: ToolChoice | None) -> ToolUse
         return force(tools, (choice.name,), "tool_choice.name", one_call=True)
     if isinstance(choice, AllowedTools):
         names = tuple(tool.name for tool in choice.tools)
-        use = force(tools, names, "tool_choice.tools")
-        told = [tool for tool in tools if tool_name(tool) in names]
-        return replace(use, tools=told, forced_calls=names if choice.mode == "required" else ())
+        return allow(tools, names, "tool_choice.tools", must_call=choice.mode == "required")
     if choice == "required":
         return force(tools, tuple(map(tool_name, tools)), "tool_choice")
     return ToolUse(tools=[] if choice == "none" else tools)

@@ -136,8 +136,9 @@ class Operation:
         content: dict[str, Any] = {}
         if self.answer is not None:
             content[self.answer_type] = {"schema": self.answer}
-        kinds = ("text/event-stream",) * self.streams + self.other_answers
-        content |= {kind: {"schema": STRING} for kind in kinds}
+        if self.streams:
+            content["text/event-stream"] = {}  # JSON Schema has no words for events
+        content |= {kind: {"schema": STRING} for kind in self.other_answers}
         answer = {"description": "The answer.", **({"content": content} if content else {})}
         return {"200": answer, "4XX": self._refusal(), "5XX": self._refusal()}
 

@@ -16,11 +16,13 @@ from kttrio.request import TokenLogprob
 from kttrio.server.answering import collect, open_intake
 from kttrio.server.decoding import Answer, Delta
 from kttrio.server.errors import ApiError, BadRequestError
-from kttrio.server.openai.logprobs import LEAST_LOGPROB
+from kttrio.server.ids import new_id
+from kttrio.server.inference_counts import Timing
 from kttrio.server.prompting import Prepared, prepare_text
-from kttrio.server.state import AppState, installed_version, new_id
-from kttrio.server.triton.counts import Timing
-from kttrio.server.triton.inference_request import OUTPUTS, SPECS, Asked, TensorSpec
+from kttrio.server.scores import finite
+from kttrio.server.state import AppState, installed_version
+from kttrio.server.triton.inference_request import Asked
+from kttrio.server.triton.inputs import OUTPUTS, SPECS, TensorSpec
 from kttrio.server.triton.tensors import BYTES, Tensor, vector
 from kttrio.text.tokenizer import Tokenizer
 
@@ -175,7 +177,7 @@ class Inference:
         told = [tally.num_tokens for tally in self._tallies]
         for tally, row, decoder in zip(self._tallies, rows, self.prepared.decoders, strict=True):
             tally.num_tokens = decoder.num_tokens
-            tally.logprob += sum(_finite(score.logprob) for score in row.scores)
+            tally.logprob += sum(finite(score.logprob) for score in row.scores)
         return [self._output(name, rows, told) for name in self.asked.outputs]
 
     def _output(self, name: str, rows: Sequence[Row], told: Sequence[int]) -> Tensor:
@@ -214,7 +216,7 @@ class Inference:
 
     def _score(self, token: int, logprob: float, rank: int | None) -> dict[str, Any]:
         text = self.tokenizer.piece(token)
-        return {"logprob": _finite(logprob), "rank": rank, "decoded_token": text}
+        return {"logprob": finite(logprob), "rank": rank, "decoded_token": text}
 
 
 def _texts(name: str, texts: Sequence[str]) -> Tensor:
@@ -227,20 +229,16 @@ def _scores(name: str, rows: Sequence[Row]) -> Tensor:
     longest = max(len(row.scores) for row in rows)
     values: list[float] = []
     for row in rows:
-        values += [_finite(score.logprob) for score in row.scores]
+        values += [finite(score.logprob) for score in row.scores]
         values += [0.0] * (longest - len(row.scores))
     return Tensor(name, "FP32", (len(rows), longest), tuple(values))
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LEAST_LOGPROB)
 
 
 async def prepare(state: AppState, asked: Asked, num_bytes: int) -> Inference:
     """Check and encode a request of `num_bytes`. Raises ApiError."""
     timing = state.inferences.begin()
     with timing.preparing():
-        intake = open_intake(state, new_id("infer"), num_bytes)
+        intake = open_intake(state, new_id("infer-"), num_bytes)
         prepared = await prepare_text(state.model, asked.request, intake)
     return Inference(asked, prepared, state.model.tokenizer, timing)
 

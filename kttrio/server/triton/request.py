@@ -1,20 +1,16 @@
 """What clients of Triton and KServe v2 send over HTTP: bodies of infer, as JSON with or without
 binary tensors behind it, and of generate.
 
-Which tensors the model takes is known to inference_request.py.
+Which tensors the model takes is known to inputs.py.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, make_dataclass
-from types import MappingProxyType
 from typing import Any
 
 from kttrio.server.bodies import parse_object
-from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.errors import BadRequestError
 from kttrio.server.schema.kinds import (
     Boolean,
     Integer,
@@ -25,17 +21,13 @@ from kttrio.server.schema.kinds import (
     check_type,
     refuse,
 )
-from kttrio.server.schema.loose import Loose
 from kttrio.server.schema.records import Checked, Nested, Stance, given, ignored, read, refused
-from kttrio.server.triton.inference_request import Asked, Inputs, ask, ask_tensors
-from kttrio.server.triton.tensors import BYTES, DATATYPES, Tensor, from_json, unpack
+from kttrio.server.triton.inference_request import Asked, ask, ask_tensors
+from kttrio.server.triton.inputs import Inputs
+from kttrio.server.triton.loose import Loose
+from kttrio.server.triton.tensors import BYTES, DATATYPES, MAX_DIMENSIONS, Tensor, from_json, unpack
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 31, "deflate": 15})
-"""The encodings of bodies, and what zlib calls their frames."""
-UNWANTED = re.compile(r"q\s*=\s*0(\.0*)?")
-"""How a client says that it does not take an encoding."""
-MAX_DIMENSIONS = 16
 NO_SHARING = "send the tensor's data: this server shares no memory with its clients"
 
 
@@ -240,44 +232,3 @@ def _tensors(inputs: tuple[InferInput, ...], tail: bytes) -> list[Tensor]:
     if rest:
         raise BadRequestError(f"The body has {len(rest)} bytes more than its inputs.")
     return tensors
-
-
-def decoded(body: bytes, encoding: str, most_bytes: int) -> bytes:
-    """The body that came in this `Content-Encoding`. Raises ApiError for one that is unknown, for
-    bytes that are none of it, and where more than `most_bytes` come out."""
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return body
-    if name not in WINDOWS:
-        message = f"The encoding '{encoding[:40]}' is not known here: send gzip or deflate."
-        raise ApiError(415, message)
-    stream = zlib.decompressobj(WINDOWS[name])
-    try:
-        data = stream.decompress(body, most_bytes + 1)
-    except zlib.error as error:
-        raise BadRequestError(f"The body is not valid {name}: {error}.") from None
-    if len(data) > most_bytes:
-        raise ApiError(
-            413,
-            f"The request body is larger than the limit of {most_bytes} bytes (--max-body-bytes).",
-        )
-    if not stream.eof or stream.unused_data:
-        raise BadRequestError(
-            f"The body is not valid {name}: it is cut, or goes on behind its end."
-        )
-    return data
-
-
-def encoding_of(accepted: str) -> str:
-    """The `Content-Encoding` of an answer to a client that accepts these; empty for none."""
-    for entry in accepted.lower().split(","):
-        name, _, quality = (part.strip() for part in entry.partition(";"))
-        if name in WINDOWS and not UNWANTED.fullmatch(quality):
-            return name
-    return ""
-
-
-def encoded(body: bytes, encoding: str) -> bytes:
-    """The body in one of `WINDOWS`."""
-    stream = zlib.compressobj(wbits=WINDOWS[encoding])
-    return stream.compress(body) + stream.flush()

@@ -6,10 +6,8 @@ over gRPC is in inference.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import trio
 from quart import Blueprint, Response, request
 from quart_trio.wrappers import TrioResponse
 from werkzeug.datastructures import Headers
@@ -17,8 +15,10 @@ from werkzeug.routing import PathConverter
 
 from kttrio.server import sse
 from kttrio.server.answering import stream
+from kttrio.server.bodies import read_bytes
+from kttrio.server.encodings import encoded, encoding_of
 from kttrio.server.errors import ApiError
-from kttrio.server.prompting import off_loop
+from kttrio.server.off_loop import off_loop
 from kttrio.server.replies import LiveResponse, json_response
 from kttrio.server.state import AppState
 from kttrio.server.triton import inference
@@ -26,9 +26,6 @@ from kttrio.server.triton import operations as triton_operations
 from kttrio.server.triton.inference import Inference, check_model, infer, prepare
 from kttrio.server.triton.request import (
     HEADER_LENGTH,
-    decoded,
-    encoded,
-    encoding_of,
     read_generate,
     read_index,
     read_infer,
@@ -45,8 +42,6 @@ MODEL = "/models/<model:name>"
 VERSIONED = f"{MODEL}/versions/<version>"
 ACTIONS = ("infer", "generate", "generate_stream", "ready", "config", "stats")
 EVENT_HEADERS = Headers([(name.decode(), value.decode()) for name, value in sse.HEADERS])
-
-T = TypeVar("T")
 
 
 class ModelName(PathConverter):
@@ -126,7 +121,7 @@ def _add_descriptions(routes: Blueprint, state: AppState) -> None:
 def _add_repository(routes: Blueprint, state: AppState) -> None:
     @routes.post("/repository/index")
     async def index() -> Response:
-        asked, _ = await _read(state, read_index)
+        asked, _ = await read_bytes(read_index)
         return json_response(inference.repository_index(state, only_ready=asked.ready))
 
     @routes.post("/repository/models/<path:name>/load")
@@ -160,26 +155,17 @@ def _add_inference(routes: Blueprint, state: AppState) -> None:
         return TrioResponse(event, headers=EVENT_HEADERS)
 
 
-async def _read(state: AppState, build: Callable[[bytes], T]) -> tuple[T, int]:
-    """What `build` makes of the request's body, and its length in bytes. Raises ApiError."""
-    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    if encoding := request.headers.get("Content-Encoding", ""):
-        most_bytes = state.config.max_body_bytes
-        body = await trio.to_thread.run_sync(decoded, body, encoding, most_bytes)
-    return await off_loop(len(body), lambda: build(body)), len(body)
-
-
 async def _open_generate(state: AppState) -> tuple[dict[str, Any], Inference]:
     vocab_size = state.model.tokenizer.vocab_size
-    asked, num_bytes = await _read(state, lambda body: read_generate(body, vocab_size=vocab_size))
+    asked, num_bytes = await read_bytes(lambda body: read_generate(body, vocab_size=vocab_size))
     head = head_fields(state.model.name, asked.id)
     return head, await prepare(state, asked.asked, num_bytes)
 
 
 async def _infer(state: AppState) -> Response:
     vocab_size, header = state.model.tokenizer.vocab_size, request.headers.get(HEADER_LENGTH)
-    asked, num_bytes = await _read(
-        state, lambda body: read_infer(body, header, vocab_size=vocab_size)
+    asked, num_bytes = await read_bytes(
+        lambda body: read_infer(body, header, vocab_size=vocab_size)
     )
     outputs = await infer(state, await prepare(state, asked.asked, num_bytes))
     head = head_fields(state.model.name, asked.id)

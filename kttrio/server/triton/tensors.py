@@ -34,6 +34,7 @@ CODES: Mapping[str, str] = MappingProxyType(
 )
 """How `struct` spells an element, for datatypes whose elements have all the same length."""
 DATATYPES = (*CODES, BYTES)
+MAX_DIMENSIONS = 16
 LENGTH = struct.Struct("<I")
 """Before each element of BYTES."""
 

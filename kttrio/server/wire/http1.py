@@ -168,8 +168,9 @@ class Http1Client:
         """Read requests and have them answered until either side closes."""
         connection = self._connection
         connection.on_closing = self._begin_close
+        ends = connection.ends  # may raise, which inside a task group nobody would understand
         async with TaskGroup() as requests:
-            self._protocol = self._open_protocol(requests)
+            self._protocol = self._open_protocol(requests, *ends)
             self._set_idle(True)
             with suppress(RefusedError, trio.BrokenResourceError), connection.reading:
                 while data := await connection.receive():
@@ -181,8 +182,9 @@ class Http1Client:
         if self._protocol.connection.their_state in {h11.SEND_BODY, h11.ERROR}:
             await connection.linger()
 
-    def _open_protocol(self, requests: TaskGroup) -> Http1:
-        client, server = self._connection.ends
+    def _open_protocol(
+        self, requests: TaskGroup, client: tuple[str, int], server: tuple[str, int]
+    ) -> Http1:
         return Http1(
             self._speaker.app,
             self._speaker.config,

@@ -77,6 +77,7 @@ async def test_compressed_messages_are_read(client: Http2Client) -> None:
     ("encoding", "message", "status", "complaint"),
     [
         ("br", b"x", 12, "send gzip or identity"),
+        ("identity", b"", 13, "does not say how"),
         ("gzip", b"no gzip", 13, "no gzip"),
         ("gzip", gzip.compress(bytes(100), mtime=0)[:-3], 13, "no whole gzip"),
         ("gzip", gzip.compress(bytes(1 << 20), mtime=0), 8, "--max-body-bytes"),

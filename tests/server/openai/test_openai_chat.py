@@ -65,6 +65,7 @@ async def test_a_whole_answer_has_every_field() -> None:
                 "message": {
                     "role": "assistant",
                     "content": ANSWER,
+                    "refusal": None,
                     "reasoning_content": None,
                     "tool_calls": None,
                 },

@@ -130,6 +130,22 @@ async def test_reasoning_can_be_left_out() -> None:
         assert "".join(said(streamed, "content")) == "Four."
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_left_out_is_told_by_no_score_and_no_id_either(stream: bool) -> None:
+    asked = {"include_reasoning": False, "logprobs": True, "return_token_ids": True}
+    async with running_front(config=THINKS) as front:
+        front.script.text = THOUGHT
+        reply = await front.chat(**asked, stream=stream)
+        entries = [one["choices"][0] for one in (chunks(reply) if stream else [reply.json()])]
+        scores = [s["token"] for e in entries for s in (e["logprobs"] or {}).get("content", ())]
+        ids = [id for entry in entries for id in entry.get("token_ids", ())]
+        whole = front.tokenizer.decode(ids, skip_special_tokens=True)
+        assert (whole.strip(), "".join(scores).strip()) == ("Four.", "Four.<|im_end|>")
+        front.script.text = THOUGHT.partition("</think>")[0]
+        cut = choice(await front.chat(**asked, max_tokens=3))
+        assert (cut["logprobs"], cut["token_ids"]) == (None, [])
+
+
 async def test_reasoning_can_stay_in_the_text() -> None:
     async with running_front(config=THINKS) as front:
         front.script.text = THOUGHT

@@ -6,9 +6,11 @@ import json
 
 import pytest
 import trio
+from openai.types.responses import Response
 
 from kttrio.config import EngineConfig
 from tests.http_front import ANSWER, MODEL, Client, Front, chat_body, running_front
+from tests.server.responses_replay import read_named_events, replay
 
 ABORT = "/abort_request"
 
@@ -80,7 +82,7 @@ async def test_anthropics_clients_learn_of_it_as_an_error(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_aborted_response_is_incomplete(stream: bool) -> None:
+async def test_an_aborted_response_is_cancelled(stream: bool) -> None:
     async with running_front(delay=0.001) as front:
         front.script.endless = True
         client = await begin(front, "/v1/responses", input="Hi", messages=None, stream=stream)
@@ -88,13 +90,14 @@ async def test_an_aborted_response_is_incomplete(stream: bool) -> None:
         await front.ask("POST", ABORT, {"abort_all": True})
         reply = await client.receive()
         if stream:
-            told = json.loads(reply.body.decode().rstrip().split("data: ")[-1])
-            assert told["type"] == "response.incomplete"
-            response = told["response"]
+            events = read_named_events(reply.body)
+            assert events[-1]["type"] == "response.incomplete"
+            response = replay(events)
         else:
             response = reply.json()
-        assert response["status"] == "incomplete"
-        assert response["incomplete_details"] == {"reason": "abort"}
+            Response.model_validate(response)
+        assert (response["status"], response["incomplete_details"]) == ("cancelled", None)
+        assert response["output"][0]["status"] == "incomplete"
         assert response["output"][0]["content"][0]["text"].startswith(ANSWER[:5])
 
 

@@ -179,15 +179,19 @@ async def test_connections_and_calls_of_grpc() -> None:
         assert value(found, "http_requests_total", **call) == 1
 
 
-async def test_openmetrics_is_there_for_who_asks() -> None:
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        "",
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;q=0.3",
+    ],
+)
+async def test_names_are_the_same_for_every_scraper(accepted: str) -> None:
     async with running_front() as front:
-        reply = await front.ask(
-            "GET", "/metrics", Accept="application/openmetrics-text;version=1.0.0"
-        )
-        assert reply.headers["content-type"].startswith("application/openmetrics-text")
-        assert reply.body.endswith(b"# EOF\n")
-        reply = await front.ask("GET", "/metrics")
-        assert reply.headers["content-type"].startswith("text/plain")
+        reply = await front.ask("GET", "/metrics", Accept=accepted)
+        assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert value(samples(reply), "vllm:num_requests_running") == 0
 
 
 async def test_the_event_loops_lag_is_watched(autojump_clock: trio.testing.MockClock) -> None:

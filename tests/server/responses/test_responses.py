@@ -137,6 +137,16 @@ async def test_an_answer_cut_off_is_incomplete() -> None:
         assert not call["arguments"].endswith("}")
 
 
+async def test_a_call_that_a_stop_string_cut_off_is_incomplete() -> None:
+    """Whoever runs calls must not take its half for the whole."""
+    async with running_front() as front:
+        front.script.text = CALL.format("Paris and Rome")
+        response = await both(front, tools=[WEATHER], stop="and")
+        assert response["status"] == "completed"
+        (call,) = response["output"]
+        assert (call["status"], call["arguments"]) == ("incomplete", '{"city": "Paris ')
+
+
 async def test_log_probabilities_come_with_their_text() -> None:
     async with running_front() as front:
         response = await both(front, include=["message.output_text.logprobs"], top_logprobs=2)

@@ -9,7 +9,8 @@ import pytest
 
 from kttrio.server.errors import BadRequestError
 from kttrio.server.requests import Options
-from kttrio.server.triton.inference_request import OUTPUTS, SPECS, Asked, ask, ask_tensors
+from kttrio.server.triton.inference_request import Asked, ask, ask_tensors
+from kttrio.server.triton.inputs import OUTPUTS, SPECS
 from kttrio.server.triton.tensors import BYTES, Tensor, vector
 from kttrio.text.grammar import Form
 

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kttrio.config import ServerConfig
 from kttrio.server.errors import BadRequestError
-from kttrio.server.triton.request import HEADER_LENGTH, encoding_of, read_infer
+from kttrio.server.triton.request import HEADER_LENGTH, read_infer
 from kttrio.server.triton.tensors import BYTES, Tensor, pack, unpack, vector
 from tests.http_front import ANSWER, MODEL, Front, Reply, encode, running_front
 
@@ -163,55 +162,6 @@ async def test_compressed_in_both_directions(encoding: str) -> None:
         assert reply.headers["content-length"] == str(len(reply.body))
         answer = binary_outputs(Reply(reply.status, reply.headers, plain))
         assert answer == {"text_output": (f"Hi{ANSWER}".encode(),)}
-
-
-@pytest.mark.parametrize(
-    ("accepted", "encoding"),
-    [
-        ("", ""),
-        ("br", ""),
-        ("gzip;q=0", ""),
-        ("gzip; q=0.000, deflate", "deflate"),
-        ("br, DEFLATE;q=0.5, gzip", "deflate"),
-        ("gzip, deflate, br", "gzip"),
-        (",;,=", ""),
-    ],
-)
-def test_the_encoding_of_an_answer(accepted: str, encoding: str) -> None:
-    assert encoding_of(accepted) == encoding
-
-
-async def test_a_compressed_body_is_bounded_by_what_comes_out() -> None:
-    async with running_front(config=ServerConfig(max_body_bytes=4096)) as front:
-        bomb = gzip.compress(b" " * 10_000_000)
-        assert len(bomb) > 4096
-        for body in (zlib.compress(b" " * 100_000), zlib.compress(b" " * 4097)):
-            reply = await front.ask("POST", PATH, body, Content_Encoding="deflate")
-            assert reply.status == 413
-            assert "--max-body-bytes" in reply.json()["error"]
-        fits = zlib.compress(encode({"inputs": [TEXT]}).ljust(4096))
-        assert (await front.ask("POST", PATH, fits, Content_Encoding="deflate")).status == 200
-        assert (await front.ask("POST", PATH, bomb, Content_Encoding="gzip")).status == 413
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body", "status"),
-    [
-        ("br", b"{}", 415),
-        ("gzip, gzip", b"{}", 415),
-        ("gzip", b"{}", 400),
-        ("gzip", b"", 400),
-        ("gzip", gzip.compress(encode({"inputs": [TEXT]}), mtime=0)[:-1], 400),
-        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", 400),
-        ("deflate", zlib.compress(b"{}")[2:], 400),
-        ("identity", encode({"inputs": [TEXT]}), 200),
-    ],
-)
-async def test_bad_encodings(encoding: str, body: bytes, status: int) -> None:
-    async with running_front() as front:
-        reply = await front.ask("POST", PATH, body, Content_Encoding=encoding)
-        assert reply.status == status
-        assert ("error" in reply.json()) is (status != 200)
 
 
 def changed(**fields: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ import trio.testing
 from kttrio.config import ServerConfig
 from kttrio.server.wire import connection as connection_module
 from kttrio.server.wire import http1
+from kttrio.server.wire.connection import Connection
 from tests.http_front import (
     Front,
     chat_body,
@@ -69,6 +71,20 @@ async def test_an_exception_in_a_connection_is_logged_and_ends_it_only(
             assert await client.is_closed()
         assert (await front.ask("GET", "/health")).status == 200
     assert "a connection failed" in caplog.text
+
+
+async def test_who_is_gone_at_once_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_more(_: Connection) -> None:
+        raise OSError(errno.ENOTCONN, "gone")
+
+    async with running_front() as front:
+        with monkeypatch.context() as leaving:
+            leaving.setattr(Connection, "ends", property(no_more))
+            assert await (await front.connect()).is_closed()
+        assert (await front.ask("GET", "/health")).status == 200
+    assert "failed" not in caplog.text
 
 
 async def no_connections(front: Front) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kttrio.server.asking.sampling import SamplingFields
 from kttrio.server.errors import BadRequestError
-from kttrio.server.openai.sampling import SamplingFields
 from kttrio.server.schema.kinds import Boolean, Either, Many, Object, Tagged, Text, refuse
 from kttrio.server.schema.records import Nested, given, ignored, refused
 from kttrio.text.grammar import Form

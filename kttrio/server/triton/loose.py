@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from kttrio.server.bodies import parse_object
-from kttrio.server.openai.sampling import MAX_ID, Biases, TokenIds
 from kttrio.server.schema.kinds import Boolean, Integer, Kind, Many, Number, Strings, Tagged, Text
 from kttrio.server.schema.records import Nested
+from kttrio.server.schema.tokens import MAX_ID, Biases, TokenIds
 
 INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 NUMBER = re.compile(r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?")

@@ -1,6 +1,6 @@
 """How many inference requests came and how long they took, as Triton's statistics tell it.
 
-Counted are the requests of this protocol alone, over HTTP and gRPC.
+Counted are the requests of its protocol alone, over HTTP and gRPC.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 
 from kttrio.server.errors import BadRequestError
-from kttrio.server.openai.sampling import Biases, TokenIds
 from kttrio.server.schema.kinds import Boolean, Integer, Kind, Many, Number, OneOf, Strings, Text
-from kttrio.server.schema.loose import Loose, alone, spelled
+from kttrio.server.schema.tokens import Biases, TokenIds
+from kttrio.server.triton.loose import Loose, alone, spelled
 from tests.schema_values import ANY, nearly_valid, valid
 
 KINDS: list[Kind] = [

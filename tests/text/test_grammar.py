@@ -67,6 +67,7 @@ FORMS: list[tuple[FormKind, Any, list[str], list[str]]] = [
     ("json_schema", FLAT, ['{"city":"x"}', '{\n  "city": "x",\n  "n": 2\n}'], ["{}", '{"n": 2}']),
     ("json_schema", OPEN, ['{"at": {"x": 1}}', "{}"], ['{"at": {"z": 1}}', '{"b": 1}']),
     ("json_schema", {"type": "object"}, ["{}", '{"b": 1}'], ["[]"]),
+    ("json_schema", {"type": "integer", "minimum": 1}, ["1", "9" * 18], ["0", "9" * 20]),
     ("json_schema", True, ['{"a": 1}', "3"], ["x"]),
     ("regex", "[a-c]+/\n?", ["ab/", "c/\n"], ["/", "ab"]),
     ("regex", "^(yes|no)$", ["yes", "no"], ["yesno", "^yes$", ""]),

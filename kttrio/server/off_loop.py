@@ -1,6 +1,6 @@
 """Work on the text of a request, kept from holding up the event loop: long texts go to threads,
-a few at a time. Encoding takes a hundred times a text's bytes, and more threads than processors
-gain nothing."""
+few at a time. Encoding takes a hundred times a text's bytes, and each thread takes a processor from
+the model, whose steps wait for the slowest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LONG_BODY = 1 << 16
 """Bytes of a request from which on its text does not hold up the event loop."""
 HUGE_BODY = 1 << 20
 """And from which on it waits for its like, not for shorter ones."""
-MOST_LONG = 8
-MOST_HUGE = 2
+MOST_LONG = 2
+MOST_HUGE = 1
 
 _LONG: RunVar[trio.CapacityLimiter] = RunVar("long bodies")
 _HUGE: RunVar[trio.CapacityLimiter] = RunVar("huge bodies")

@@ -19,6 +19,7 @@ BENCHES = {
     "drafts": "what a step with drafts costs, and how many must stand for it to pay",
     "ring": "how fast experts of the host come to the device, beside a plain copy",
     "soak": "minutes of mixed and hostile load, and what it leaves behind",
+    "storm": "what streams feel while other clients misbehave",
     "masks": "what it costs to hold answers to a form",
     "coverage": "what experts on a device serve, by strategy and budget",
 }

@@ -12,10 +12,15 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
 from kttrio.serve import Settings, load_text
 from kttrio.server.anthropic.request import MessagesBody, to_answer
 from kttrio.server.bodies import parse_object
+from kttrio.server.encodings import decoded
 from kttrio.server.errors import ApiError
+from kttrio.server.grpc.messages import MESSAGES
 from kttrio.server.grpc.tensors import read_asked, read_request
 from kttrio.server.image_urls import UrlError, read_data_url
 from kttrio.server.openai.request import ChatBody, parse_chat, parse_text
@@ -24,7 +29,7 @@ from kttrio.server.requests import ChatRequest
 from kttrio.server.responses.request import parse_response
 from kttrio.server.schema.records import read
 from kttrio.server.served_model import ServedModel
-from kttrio.server.triton.request import IndexBody, decoded, read_generate, read_infer
+from kttrio.server.triton.request import IndexBody, read_generate, read_infer
 from kttrio.text.grammar import Form, FormKind, Spec
 from kttrio.text.grammar_error import GrammarError
 from kttrio.text.messages import TemplateError
@@ -292,8 +297,53 @@ def _grammar_seeds() -> Iterator[bytes]:
     yield b'\4["yes", "no"]'
 
 
+def _grpc_seeds() -> Iterator[bytes]:
+    request = MESSAGES["ModelInferRequest"](model_name=model().name, id="1")
+    prompt = request.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    prompt.contents.bytes_contents.append(b"Hi")
+    yield request.SerializeToString()
+    request.inputs.add(name="max_tokens", datatype="INT32", shape=[1])
+    request.raw_input_contents.extend([b"\2\0\0\0Hi", b"\3\0\0\0"])
+    prompt.ClearField("contents")
+    yield request.SerializeToString()
+
+
 def _none() -> Iterator[bytes]:
     return iter(())
+
+
+def _wire_seeds() -> Iterator[bytes]:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
+    yield head + b"Content-Length: 2\r\n\r\n{}"
+    yield head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\nGET / HTTP/1.0\r\n\r\n"
+    yield (
+        head
+        + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n\r\n"
+    )
+
+
+def _wire2_seeds() -> Iterator[bytes]:
+    """A call with a message, as the library that serves it would send it."""
+    client = H2Connection(H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    head = {":method": "POST", ":scheme": "http", ":authority": "a", ":path": "/a/B"}
+    client.send_headers(1, [*head.items(), ("te", "trailers")])
+    client.send_data(1, bytes(5), end_stream=True)
+    client.ping(bytes(8))
+    yield b"\1" + client.data_to_send()
+
+
+def _any(data: bytes) -> None:
+    """Any of the others: the first byte tells which."""
+    if data:
+        target, _ = list(TARGETS.values())[data[0] % (len(TARGETS) - 1)]
+        target(data[1:])
+
+
+def _any_seeds() -> Iterator[bytes]:
+    for number, name in enumerate(TARGETS):
+        if name != "any":
+            yield from (bytes([number]) + seed for seed in TARGETS[name][1]())
 
 
 TARGETS: Mapping[str, tuple[Target, Callable[[], Iterator[bytes]]]] = MappingProxyType(
@@ -302,13 +352,14 @@ TARGETS: Mapping[str, tuple[Target, Callable[[], Iterator[bytes]]]] = MappingPro
         "infer": (_infer, _infer_seeds),
         "generate": (_generate, _generate_seeds),
         "packed": (_packed, _none),
-        "grpc": (_grpc, _none),
-        "data_url": (_data_url, _none),
+        "grpc": (_grpc, _grpc_seeds),
+        "data_url": (_data_url, lambda: iter([b"image/png;base64,AAAA"])),
         "calls": (_calls, _none),
         "reasoning": (_reasoning, _none),
         "grammar": (_grammar, _grammar_seeds),
-        "http1": (feed_http1, _none),
-        "http2": (feed_http2, _none),
+        "http1": (feed_http1, _wire_seeds),
+        "http2": (feed_http2, _wire2_seeds),
+        "any": (_any, _any_seeds),
     }
 )
 """Each with what it may begin from."""

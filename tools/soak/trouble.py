@@ -10,7 +10,7 @@ import json
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,28 @@ async def garbage(victim: Victim, dice: random.Random) -> str:
     return "!garbage holds a connection" if answer is None else "garbage"
 
 
+async def long_prompts(victim: Victim, dice: random.Random) -> str:
+    """As much text as a body may hold, of which no model would take a tenth."""
+    async with Client(victim.url, timeout=PATIENCE) as client:
+        try:
+            text = dice.choice(["word ", "a", "東", "\n"]) * dice.choice([100_000, 400_000])
+            await client.post_json("/tokenize", {"prompt": text})
+            await client.post_json("/v1/completions", {"prompt": text, "max_tokens": 1})
+        except StatusError as error:
+            return "long prompt" if error.status in (400, 413) else f"!long prompt: {error}"
+    return "!a prompt beyond all limits is taken"
+
+
+async def crowd(victim: Victim, dice: random.Random) -> str:
+    """Many connections at once that want nothing."""
+    async with AsyncExitStack() as stack:
+        for _ in range(100):
+            port = dice.choice([victim.port, victim.grpc_port])
+            await stack.enter_async_context(_socket(port))
+        await trio.sleep(dice.random())
+    return "crowd"
+
+
 # Slow and leaving clients
 
 
@@ -283,3 +305,5 @@ TROUBLES: tuple[tuple[int, Trouble], ...] = (
     (4, abort),
 )
 """And how often each, beside the others."""
+FLOODS: tuple[Trouble, ...] = (long_prompts, crowd)
+"""What only a storm does: a soak would have no room left for those who behave."""

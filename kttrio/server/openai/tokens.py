@@ -5,6 +5,7 @@ and llama-server have.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from quart import Blueprint, Response
@@ -105,16 +106,12 @@ def blueprint(state: AppState) -> Blueprint:
     async def tokenize() -> Response:
         body, num_bytes = await read_body(lambda value: read(TokenizeBody, value))
         ids = await _ids(state, body, num_bytes)
-        told = {"tokens": ids, "count": len(ids), "max_model_len": state.engine.longest_sequence}
-        if body.return_token_strs:
-            told["token_strs"] = [state.model.tokenizer.piece(token) for token in ids]
-        return json_response(told)
+        told = partial(_told, state, ids, pieces=body.return_token_strs)
+        return await off_loop(num_bytes, lambda: json_response(told()))
 
     async def detokenize() -> Response:
         body, num_bytes = await read_body(lambda value: read(DetokenizeBody, value))
-        text = await off_loop(num_bytes, lambda: _text(state.model, body))
-        # vLLM's, SGLang's and llama-server's name for it
-        return json_response({"prompt": text, "text": text, "content": text})
+        return await off_loop(num_bytes, lambda: json_response(_texts(state.model, body)))
 
     for prefix in PREFIXES:
         routes.add_url_rule(f"{prefix}/tokenize", view_func=tokenize, methods=["POST"])
@@ -157,7 +154,17 @@ def _chat(body: TokenizeBody, messages: tuple[AnyMessage, ...]) -> ChatRequest:
     )
 
 
-def _text(model: ServedModel, body: DetokenizeBody) -> str:
+def _told(state: AppState, ids: tuple[int, ...], *, pieces: bool) -> dict[str, Any]:
+    told = {"tokens": ids, "count": len(ids), "max_model_len": state.engine.longest_sequence}
+    if pieces:
+        told["token_strs"] = [state.model.tokenizer.piece(token) for token in ids]
+    return told
+
+
+def _texts(model: ServedModel, body: DetokenizeBody) -> dict[str, str]:
     check_model(body.model, model.name)
     check_ids(body.tokens, vocab_size=model.tokenizer.vocab_size, path="tokens")
-    return model.tokenizer.decode(list(body.tokens), skip_special_tokens=body.skip_special_tokens)
+    skips = body.skip_special_tokens
+    text = model.tokenizer.decode(list(body.tokens), skip_special_tokens=skips)
+    # vLLM's, SGLang's and llama-server's name for it
+    return {"prompt": text, "text": text, "content": text}

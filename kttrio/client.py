@@ -266,6 +266,8 @@ class Client:
             raise ClientError(f"{where} did not accept within {self._timeout:g} s") from None
         except (OSError, trio.BrokenResourceError) as error:
             reason = error.__cause__ or error
+            if isinstance(reason, BaseExceptionGroup):  # one for each address of the host
+                reason = reason.exceptions[0]
             raise ClientError(f"cannot connect to {where} ({reason}); is it running?") from error
 
 

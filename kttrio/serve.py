@@ -124,6 +124,7 @@ def build_parts(settings: Settings, face: Face) -> Parts:
     model = load_text(settings)
     try:
         _check_vocabulary(model, read_blueprint(settings.directory).shape.vocab_size)
+        model.grammars.prepare()
         runner = build_runner(settings.located, progress=face.loading, on_plan=on_plan)
     except CheckpointError as error:
         raise ConfigError(f"--model {settings.directory}: {error}") from error

@@ -19,8 +19,8 @@ from werkzeug.exceptions import HTTPException
 from kttrio.config import ServerConfig
 from kttrio.server.anthropic import response as anthropic_response
 from kttrio.server.anthropic import routes as anthropic
-from kttrio.server.errors import ApiError, ErrorShape, error_body
-from kttrio.server.failures import log_failure
+from kttrio.server.errors import ApiError, ErrorShape, body_too_large, error_body
+from kttrio.server.failures import FAILED, log_failure
 from kttrio.server.keys import Keys, presented
 from kttrio.server.openai import routes as openai
 from kttrio.server.openai import tokens, unserved
@@ -137,8 +137,7 @@ async def _answer_http_error(error: HTTPException) -> Response:
         404: _nothing_at(request.path),
         405: f"{request.method} is not allowed for {request.path[:200]}.",
         408: f"The request body did not arrive within {request.body_timeout:g} s (--body-timeout).",
-        413: f"The request body is larger than the limit of {request.max_content_length} bytes "
-        "(--max-body-bytes).",
+        413: body_too_large(request.max_content_length or 0).message,
     }
     status = error.code or 500
     message = messages.get(status, error.description or error.name)
@@ -162,5 +161,4 @@ def _nothing_at(path: str) -> str:
 
 async def _answer_failure(error: Exception) -> Response:
     log_failure(logger, f"{named()} failed", error)
-    error = ApiError(500, "The server failed to answer; its log says why.")
-    return _shaped(error, request.path)
+    return _shaped(ApiError(500, FAILED), request.path)

@@ -28,8 +28,8 @@ MASK_SECONDS = 5.0
 """So long after they were asked for masks are given up: other sequences wait with that one."""
 MOST_DEBT = 0.25
 """Seconds of a processor that a grammar may take ahead of its due; the first masks take longest."""
-DUE = 0.002
-"""Seconds of a processor that are due for each mask; most take a fiftieth."""
+DUE = 0.001
+"""Seconds of a processor that are due for each mask; most take a twentieth."""
 NUM_COMPILING = 2
 """Grammars that are compiled at the same time."""
 MOST_WAITING = 64
@@ -50,6 +50,9 @@ class Matcher(Protocol):
     def advance(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these."""
         ...
+
+
+Matchers = Sequence[Matcher]
 
 
 class _Job:
@@ -90,7 +93,8 @@ class MaskThreads:
     def __init__(self, num_threads: int = NUM_THREADS) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = [
-            Thread(target=self._run, name=f"masks-{number}") for number in range(num_threads)
+            Thread(target=self._run, name=f"masks-{number}", daemon=True)  # see `__exit__`
+            for number in range(num_threads)
         ]
 
     def __enter__(self) -> Self:
@@ -104,11 +108,15 @@ class MaskThreads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Whoever asked before has an answer; nobody may ask any more."""
+        """Whoever asked before has an answer; nobody may ask any more. A thread that is lost in a
+        grammar must not keep the server from its end."""
         for _ in self._threads:
             self._jobs.put(None)
+        deadline = monotonic() + MASK_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(deadline - monotonic(), 0.0))
+        if any(thread.is_alive() for thread in self._threads):
+            logger.error("masks are still being made after %g s and are left behind", MASK_SECONDS)
 
     def begin(self, work: Callable[[], Sequence[bytes | None]]) -> Masks:
         job = _Job(work)
@@ -179,6 +187,7 @@ class Constraints:
     def __init__(self) -> None:
         self._threads = MaskThreads()
         self._compiling = trio.CapacityLimiter(NUM_COMPILING)
+        self._recalling = trio.CapacityLimiter(NUM_COMPILING)
 
     def __enter__(self) -> Self:
         self._threads.__enter__()
@@ -192,9 +201,19 @@ class Constraints:
     ) -> None:
         self._threads.__exit__(kind, error, traceback)
 
-    async def open(self, compile: Callable[[], Sequence[Matcher]]) -> list[Constraint]:
-        """A constraint for each matcher that `compile` makes, in a thread. Raises what it raises,
-        and ApiError where too many wait for their turn."""
+    async def open(
+        self, compile: Callable[[], Matchers], *, recall: Callable[[], Matchers | None]
+    ) -> list[Constraint]:
+        """A constraint for each matcher of a grammar. `recall` is tried first, for it takes little
+        time: what is kept does not wait behind grammars that are hard to compile. Both run in
+        threads. Raises what they raise, and ApiError where too many wait for their turn."""
+        matchers = await trio.to_thread.run_sync(recall, limiter=self._recalling)
+        if matchers is None:
+            self._check_waiting()
+            matchers = await trio.to_thread.run_sync(compile, limiter=self._compiling)
+        return [MatchedConstraint(matcher, self._threads) for matcher in matchers]
+
+    def _check_waiting(self) -> None:
         if self._compiling.statistics().tasks_waiting >= MOST_WAITING:
             raise ApiError(
                 429,
@@ -203,5 +222,3 @@ class Constraints:
                 code="queue_full",
                 retry_after=RETRY_SECONDS,
             )
-        matchers = await trio.to_thread.run_sync(compile, limiter=self._compiling)
-        return [MatchedConstraint(matcher, self._threads) for matcher in matchers]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from kttrio.server.errors import ApiError, BadRequestError
+from kttrio.server.errors import ApiError, BadRequestError, body_too_large
 
 WINDOWS: Mapping[str, int] = MappingProxyType({"gzip": 31, "deflate": 15})
 """The encodings of bodies, and what zlib calls their frames."""
@@ -30,10 +30,7 @@ def decoded(body: bytes, encoding: str, most_bytes: int) -> bytes:
     except zlib.error as error:
         raise BadRequestError(f"The body is not valid {name}: {error}.") from None
     if len(data) > most_bytes:
-        raise ApiError(
-            413,
-            f"The request body is larger than the limit of {most_bytes} bytes (--max-body-bytes).",
-        )
+        raise body_too_large(most_bytes)
     if not stream.eof or stream.unused_data:
         raise BadRequestError(
             f"The body is not valid {name}: it is cut, or goes on behind its end."

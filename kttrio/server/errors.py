@@ -52,6 +52,12 @@ def aborted() -> ApiError:
     return ApiError(410, "The server's operator has aborted this request.", code="request_aborted")
 
 
+def body_too_large(most_bytes: int) -> ApiError:
+    """Of a body as it came, or as it was packed."""
+    message = f"The request body is larger than the limit of {most_bytes} bytes (--max-body-bytes)."
+    return ApiError(413, message)
+
+
 def check_model(name: str | None, served: str) -> None:
     """A request without `model` means the one that is served."""
     if name is not None and name != served:

@@ -7,6 +7,9 @@ import logging
 import traceback
 from collections.abc import Iterator
 
+FAILED = "The server failed to answer; its log says why."
+"""What the client is told of it."""
+
 
 def log_failure(logger: logging.Logger, message: str, error: BaseException) -> None:
     """Log `message` as an error, with the places and types of `error` and all that led to it."""

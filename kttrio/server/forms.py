@@ -15,7 +15,7 @@ from kttrio.server.outputs import chat_skipped_ids, reasoning_start
 from kttrio.server.requests import ChatRequest, Options
 from kttrio.server.served_model import ServedModel
 from kttrio.text.gate import Gate, Way
-from kttrio.text.grammar import ForcedCalls, Grammars, Spec
+from kttrio.text.grammar import ForcedCalls, Grammar, Grammars, Spec
 from kttrio.text.grammar_error import GrammarError
 from kttrio.text.matcher import Matcher
 
@@ -98,12 +98,15 @@ def _gate(model: ServedModel, request: ChatRequest, prompt: str) -> Gate | None:
 async def _open(
     constraints: Constraints, grammars: Grammars, spec: Spec, gates: Sequence[Gate | None]
 ) -> Sequence[Constraint]:
-    def compile() -> list[Matcher]:
-        grammar = grammars.compile(spec)
+    def opened(grammar: Grammar) -> list[Matcher]:
         return [grammar.open(gate) for gate in gates]
 
+    def recall() -> list[Matcher] | None:
+        grammar = grammars.recall(spec)
+        return None if grammar is None else opened(grammar)
+
     try:
-        return await constraints.open(compile)
+        return await constraints.open(lambda: opened(grammars.compile(spec)), recall=recall)
     except GrammarError as error:
         field = spec.form.field if spec.form else "tools"
         raise BadRequestError(f"'{field}': {error}", field, "invalid_value") from error

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits
 
@@ -71,8 +72,8 @@ class Spec:
 
 
 class Grammars:
-    """A model's grammars. Threads may share it: what it does takes milliseconds for grammars of
-    real requests, and the first time two seconds where the vocabulary has 150,000 tokens."""
+    """A model's grammars. Threads may share it: once prepared, what it does takes milliseconds for
+    grammars of real requests."""
 
     def __init__(self, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -88,17 +89,26 @@ class Grammars:
         self._turns: dict[Way, Turns] = {}
         self._cache: OrderedDict[str, Grammar | str] = OrderedDict()  # or what is wrong with it
 
+    def prepare(self) -> None:
+        """Read the vocabulary now. That holds up every thread for a second where it has 150,000
+        tokens, and else comes with the first grammar, when others' answers are on their way."""
+        with suppress(GrammarError):  # who asks for a grammar is told
+            self._read_vocabulary()
+
+    def recall(self, spec: Spec) -> Grammar | None:
+        """The grammar if it is kept: a matter of milliseconds. Raises GrammarError as `compile`."""
+        return _sound(self._recall(_source(spec, self._special_tokens)))
+
     def compile(self, spec: Spec) -> Grammar:
         """Raises GrammarError: what is wrong with the request."""
         source = _source(spec, self._special_tokens)
-        found = self._recall(source)
-        if found is None:
-            complaint = self._try(source)
-            found = told(complaint) if complaint else self._build(source)
-            self._remember(source, found)
-        if isinstance(found, str):
-            raise GrammarError(found)
-        return found
+        known = _sound(self._recall(source))
+        if known is not None:
+            return known
+        complaint = self._try(source)
+        found = told(complaint) if complaint else self._build(source)
+        self._remember(source, found)
+        return _sound(found)
 
     def _try(self, source: str) -> str:
         try:
@@ -107,10 +117,13 @@ class Grammars:
             raise GrammarError(str(error)) from None
 
     def _build(self, source: str) -> Grammar:
+        return Grammar(self._read_vocabulary(), source, self._turns)
+
+    def _read_vocabulary(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
                 self._vocabulary = Vocabulary(self._tokenizer, self._end_ids)
-        return Grammar(self._vocabulary, source, self._turns)
+            return self._vocabulary
 
     def _recall(self, source: str) -> Grammar | str | None:
         with self._lock:
@@ -170,6 +183,16 @@ class Grammar:
             if len(self._entrances) < MAX_ENTRANCES:
                 self._entrances[gate] = mask
         return mask
+
+
+T = TypeVar("T", Grammar, Grammar | None)
+
+
+def _sound(found: T | str) -> T:
+    """What is no complaint. Raises GrammarError."""
+    if isinstance(found, str):
+        raise GrammarError(found)
+    return found
 
 
 def _size(cache: Mapping[str, object]) -> int:

@@ -1,6 +1,8 @@
-"""JSON schemas as their authors mean them: an object has the properties that they list.
+"""JSON schemas as their authors mean them: an object has the properties that they list, and an
+integer fits into 64 bits.
 
-Standard JSON schema lets any others come too, and a weak model goes on inventing some for ever.
+Standard JSON schema lets any others come too, and digits without end, and a weak model goes on
+inventing some for ever.
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ _OF_OBJECTS = frozenset(
 _OWN_RULE = frozenset(
     ("additionalProperties", "patternProperties", "minProperties", "propertyNames", "enum", "const")
 )
+_LEAST, _MOST = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+MAX_INTEGER = 2**63 - 1024
+"""The largest of 64 bits that a double holds exactly, which is what grammars reckon with."""
 _BY_NAME = frozenset(("properties", "patternProperties", "$defs", "definitions"))
 _IN_TURN = frozenset(("anyOf", "prefixItems"))
 _ALONE = frozenset(("items", "additionalProperties"))
 
 
-def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def bounded(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema whose objects have no properties but those that they list, if they list some and
-    do not speak of others themselves. What fits it fits the given one, too.
+    do not speak of others themselves, and whose integers have an end. What fits it fits the given
+    one, too.
 
     One that combines schemas comes back as it is. Raises RecursionError where it is too deep.
     """
-    return schema if _combines(schema) else _close(schema)
+    return schema if _combines(schema) else _bound(schema)
 
 
 def _combines(schema: object) -> bool:
@@ -53,19 +59,31 @@ def _combines(schema: object) -> bool:
     return False
 
 
-def _close(schema: Any) -> Any:
+def _bound(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    parts = {key: _close_part(key, value) for key, value in schema.items()}
-    return {**parts, "additionalProperties": False} if _lists_all(schema) else parts
+    parts = {key: _bound_part(key, value) for key, value in schema.items()}
+    shut = {"additionalProperties": False} if _lists_all(schema) else {}
+    return {**parts, **shut, **_integer_limits(schema)}
 
 
-def _close_part(key: str, value: Any) -> Any:
+def _bound_part(key: str, value: Any) -> Any:
     if key in _BY_NAME and isinstance(value, Mapping):
-        return {name: _close(part) for name, part in value.items()}
+        return {name: _bound(part) for name, part in value.items()}
     if key in _IN_TURN and isinstance(value, list):
-        return [_close(part) for part in value]
-    return _close(value) if key in _ALONE else value
+        return [_bound(part) for part in value]
+    return _bound(value) if key in _ALONE else value
+
+
+def _integer_limits(schema: Mapping[str, Any]) -> dict[str, int]:
+    """Those that an integer's schema leaves out."""
+    if schema.get("type") != "integer" or schema.keys() & {"enum", "const"}:
+        return {}
+    given = [schema[name] for name in (*_LEAST, *_MOST) if name in schema]
+    if not all(isinstance(end, int | float) and abs(end) <= MAX_INTEGER for end in given):
+        return {}
+    ends = ((_LEAST, -MAX_INTEGER), (_MOST, MAX_INTEGER))
+    return {names[0]: end for names, end in ends if not schema.keys() & set(names)}
 
 
 def _lists_all(schema: Mapping[str, Any]) -> bool:

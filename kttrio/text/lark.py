@@ -16,7 +16,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from kttrio.text.grammar_error import GrammarError
-from kttrio.text.json_schema import closed
+from kttrio.text.json_schema import bounded
 from kttrio.text.markers import Markers
 
 MAX_CHARS = 1 << 18
@@ -109,10 +109,11 @@ def string_format(name: str) -> str:
 
 
 def json_value(schema: Mapping[str, Any]) -> str:
-    """A rule's body: JSON that the schema allows, without properties that it does not list."""
+    """A rule's body: JSON that the schema allows, without properties that it does not list or
+    integers beyond 64 bits."""
     options = {"whitespace_pattern": SPACE}
     try:
-        return "%json " + json.dumps({**closed(schema), "x-guidance": options})
+        return "%json " + json.dumps({**bounded(schema), "x-guidance": options})
     except RecursionError:
         raise GrammarError("nested too deeply") from None
 

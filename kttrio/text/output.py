@@ -49,6 +49,7 @@ class OutputPipeline:
         "_reasoning",
         "_stops",
         "_tools",
+        "_unstopped",
         "num_calls",
         "num_reasoning_tokens",
     )
@@ -60,11 +61,14 @@ class OutputPipeline:
         stops: StopStrings | None = None,
         reasoning: ReasoningSplitter | None = None,
         tools: ToolParser | None = None,
+        min_tokens: int = 0,
     ) -> None:
+        """`min_tokens`: stop strings are looked for in the text behind so many tokens."""
         self._detokenizer = detokenizer
         self._stops = stops
         self._reasoning = reasoning
         self._tools = tools
+        self._unstopped = min_tokens
         self._plain = stops is None and reasoning is None and tools is None
         self.num_calls = 0
         """Tool calls begun so far."""
@@ -89,8 +93,8 @@ class OutputPipeline:
             return text
         if self.in_reasoning:
             self.num_reasoning_tokens += 1
-        if self._stops is not None and text:
-            text, _ = self._stops.push(text)
+        if self._stops is not None:
+            text = self._before_stop(self._stops, text)
         if not text:
             return ""
         thought, said = self._split(text)
@@ -102,7 +106,7 @@ class OutputPipeline:
         """All that was held back. `cut_off`: the length limit ended the text, so an open tool
         call keeps its arguments incomplete; otherwise it is closed to valid JSON."""
         text = self._detokenizer.finish()
-        if self._stops is not None:
+        if self._stops is not None and not self._unstopped:
             text = self._stops.push(text)[0] + self._stops.finish()
         pieces = self._pieces(*self._split(text)) if text else []
         if self._reasoning is not None:
@@ -111,6 +115,13 @@ class OutputPipeline:
         if self._tools is not None:
             self._add_parsed(self._tools.finish(cut_off=cut_off), pieces)
         return pieces
+
+    def _before_stop(self, stops: StopStrings, text: str) -> str:
+        """What of a token's text may be shown."""
+        if self._unstopped:
+            self._unstopped -= 1
+            return text
+        return stops.push(text)[0] if text else text
 
     def _split(self, text: str) -> tuple[str, str]:
         """Reasoning and answer."""

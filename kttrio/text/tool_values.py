@@ -27,7 +27,6 @@ _NOTES = frozenset(
 )
 """They bound no value; `type` and `nullable` are read as kinds."""
 _CHOICES = ("anyOf", "oneOf", "allOf")
-_TEXT_LIMITS = frozenset({"minLength", "maxLength", "pattern", "format"})
 _NOT_FOR_TEXT = frozenset({*_CHOICES, "not", "if", "then", "else", "$ref", "$dynamicRef"})
 _MAX_HOPS = 16
 _NUMBERS: Mapping[str, str] = MappingProxyType(

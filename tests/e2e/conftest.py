@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import queue
 import re
 import signal
@@ -12,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import openai
 import pytest
@@ -100,3 +104,16 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
+
+
+@pytest.fixture(scope="module")
+def litellm() -> Iterator[ModuleType]:
+    """The package, without its call for prices, and over an event loop that is closed: the one
+    that it would make for itself is not, and some test much later would be blamed."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    with patch.dict(os.environ, LITELLM_LOCAL_MODEL_COST_MAP="True"):
+        import litellm
+    yield litellm
+    asyncio.set_event_loop(None)
+    loop.close()

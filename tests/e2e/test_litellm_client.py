@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
@@ -32,13 +30,6 @@ WEATHER = {
         },
     },
 }
-
-
-@pytest.fixture(scope="module")
-def litellm() -> ModuleType:
-    with patch.dict(os.environ, LITELLM_LOCAL_MODEL_COST_MAP="True"):
-        import litellm
-    return litellm
 
 
 @pytest.fixture

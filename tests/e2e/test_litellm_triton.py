@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
-from unittest.mock import patch
 
 import pytest
 
@@ -14,13 +12,6 @@ from tests.e2e.conftest import Server
 pytestmark = pytest.mark.filterwarnings("ignore:Item '.*' on TypedDict class:UserWarning")
 
 QUESTION = [{"role": "user", "content": "What is kttrio?"}]
-
-
-@pytest.fixture(scope="module")
-def litellm() -> ModuleType:
-    with patch.dict(os.environ, LITELLM_LOCAL_MODEL_COST_MAP="True"):
-        import litellm
-    return litellm
 
 
 @pytest.fixture

@@ -1095,11 +1095,17 @@ class Traffic(RuleBasedStateMachine):
 
     @invariant()
     def first_tokens_come_in_order_of_arrival(self):
-        """But for the long prompts, which keep it among themselves."""
+        """But for the long prompts, which keep it among themselves: those that one passage takes
+        whole, and those that leave a rest to the steps, which the next passage may overtake."""
         rank = {sequence: i for i, sequence in enumerate(self.order)}
-        least = self.scheduler._capacity.long_tokens or 999
-        for long in (False, True):
-            ranks = [rank[s] for s in self.served if (s.num_prompt >= least) == long]
+        capacity = self.scheduler._capacity
+        least, most = capacity.long_tokens or 999, capacity.max_long_tokens
+        for kind in (0, 1, 2):
+            ranks = [
+                rank[s]
+                for s in self.served
+                if (s.num_prompt >= least) + (s.num_prompt > max(least, most)) == kind
+            ]
             assert ranks == sorted(ranks)
 
     @invariant()

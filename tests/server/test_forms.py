@@ -119,9 +119,16 @@ async def test_clients_that_leave_take_their_grammars_state_along() -> None:
         await ask(front, chat(PLATE))
         await front.idle()
         front.runner.history.clear()
-        await trio.to_thread.run_sync(gc.collect)
-        alive = [each for each in gc.get_objects() if type(each) is MatchedConstraint]
-        assert alive == []
+        while await trio.to_thread.run_sync(num_constraints, front):
+            await trio.lowlevel.checkpoint()  # threads let go of their last one after they told it
+
+
+def num_constraints(front: Front) -> int:
+    """Of this front alone: what failed in other tests may be kept by those who report it."""
+    gc.collect()
+    threads = front.state.constraints._threads
+    every = [each for each in gc.get_objects() if type(each) is MatchedConstraint]
+    return sum(each._threads is threads for each in every)
 
 
 async def test_what_is_wrong_with_a_form_is_told_with_its_field() -> None:

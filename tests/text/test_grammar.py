@@ -67,6 +67,7 @@ FORMS: list[tuple[FormKind, Any, list[str], list[str]]] = [
     ("json_schema", FLAT, ['{"city":"x"}', '{\n  "city": "x",\n  "n": 2\n}'], ["{}", '{"n": 2}']),
     ("json_schema", OPEN, ['{"at": {"x": 1}}', "{}"], ['{"at": {"z": 1}}', '{"b": 1}']),
     ("json_schema", {"type": "object"}, ["{}", '{"b": 1}'], ["[]"]),
+    ("json_schema", {"type": "integer", "minimum": 1}, ["1", "9" * 18], ["0", "9" * 20]),
     ("json_schema", True, ['{"a": 1}', "3"], ["x"]),
     ("regex", "[a-c]+/\n?", ["ab/", "c/\n"], ["/", "ab"]),
     ("regex", "^(yes|no)$", ["yes", "no"], ["yesno", "^yes$", ""]),
@@ -350,6 +351,8 @@ def test_grammars_are_kept_but_not_for_ever(tokenizer: Tokenizer, monkeypatch: p
     first = grammars.compile(form("choice", ["a"]))
     grammars.compile(form("choice", ["b"]))
     assert grammars.compile(form("choice", ["a"])) is first
+    assert grammars.recall(form("choice", ["a"])) is first
+    assert grammars.recall(form("choice", ["c"])) is None
     grammars.compile(form("choice", ["c"]))
     assert grammars.compile(form("choice", ["a"])) is first
     grammars.compile(form("choice", ["b"]))
@@ -357,6 +360,21 @@ def test_grammars_are_kept_but_not_for_ever(tokenizer: Tokenizer, monkeypatch: p
     assert grammars.compile(form("choice", ["a"])) is not first
 
 
+def test_the_vocabulary_is_read_once_and_in_advance(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[object] = []
+    kind = grammar.Vocabulary
+    monkeypatch.setattr(grammar, "Vocabulary", lambda *given: read.append(given) or kind(*given))
+    grammars = Grammars(tokenizer, tokenizer.eos_ids)
+    for _ in range(2):
+        grammars.prepare()
+    grammars.compile(form("choice", ["a"]))
+    assert len(read) == 1
+
+
 def test_a_model_without_an_end_is_held_to_nothing(tokenizer: Tokenizer):
+    grammars = Grammars(tokenizer, frozenset())
+    grammars.prepare()
     with pytest.raises(GrammarError, match="no end token"):
-        Grammars(tokenizer, frozenset()).compile(form("json_object"))
+        grammars.compile(form("json_object"))

@@ -1,4 +1,4 @@
-"""Which objects are closed, and that nothing comes to fit that did not fit before."""
+"""What is closed and bounded, and that nothing comes to fit that did not fit before."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kttrio.text.json_schema import closed
+from kttrio.text.json_schema import MAX_INTEGER, bounded
 
-A, B = {"properties": {"a": {"type": "integer"}}}, {"properties": {"b": True}}
+A, B = {"properties": {"a": {"type": "null"}}}, {"properties": {"b": True}}
 SHUT: dict[str, Any] = {"additionalProperties": False}
 
 
@@ -31,8 +31,31 @@ SHUT: dict[str, Any] = {"additionalProperties": False}
         ),
     ],
 )
-def test_objects_that_list_properties_are_closed(schema: object, expected: object) -> None:
-    assert closed(schema) == expected  # type: ignore[arg-type]
+def test_objects_that_list_properties_are_bounded(schema: object, expected: object) -> None:
+    assert bounded(schema) == expected  # type: ignore[arg-type]
+
+
+INTEGER = {"type": "integer"}
+LEAST, MOST = {"minimum": -MAX_INTEGER}, {"maximum": MAX_INTEGER}
+
+
+@pytest.mark.parametrize(
+    ("schema", "limits"),
+    [
+        ({}, {**LEAST, **MOST}),
+        ({"multipleOf": 5}, {**LEAST, **MOST}),
+        ({"minimum": 0}, MOST),
+        ({"maximum": 9}, LEAST),
+        ({"exclusiveMinimum": 0}, MOST),
+        ({"exclusiveMaximum": 9}, LEAST),
+        ({"minimum": 2**63}, {}),
+        ({"minimum": "0"}, {}),
+        ({"enum": [10**30]}, {}),
+    ],
+)
+def test_integers_have_an_end(schema: dict[str, Any], limits: dict[str, int]) -> None:
+    assert bounded({**INTEGER, **schema}) == {**INTEGER, **schema, **limits}
+    assert bounded({"type": "number", **schema}) == {"type": "number", **schema}
 
 
 @pytest.mark.parametrize(
@@ -59,12 +82,13 @@ def test_objects_that_list_properties_are_closed(schema: object, expected: objec
     ],
 )
 def test_others_stay_as_they_are(schema: dict[str, Any]) -> None:
-    assert closed(schema) == schema
+    assert bounded(schema) == schema
 
 
 NAMES = st.sampled_from("abc")
+REFERENCE = {"$ref": "#/$defs/d"}
 SCHEMAS: st.SearchStrategy[dict[str, Any]] = st.recursive(
-    st.sampled_from([{}, {"type": "integer"}, {"$ref": "#/$defs/d"}]),
+    st.sampled_from([{}, {"type": "integer"}, {"type": "integer", "minimum": 1}, REFERENCE]),
     lambda inner: st.one_of(
         st.fixed_dictionaries(
             {"properties": st.dictionaries(NAMES, inner, max_size=2)},
@@ -85,7 +109,7 @@ SCHEMAS: st.SearchStrategy[dict[str, Any]] = st.recursive(
     max_leaves=8,
 )
 VALUES = st.recursive(
-    st.sampled_from([0, None]),
+    st.sampled_from([0, 2**63, -(2**64), None]),
     lambda inner: st.one_of(st.dictionaries(NAMES, inner, max_size=3), st.lists(inner, max_size=2)),
     max_leaves=5,
 )
@@ -96,7 +120,7 @@ def test_what_fits_the_closed_schema_fits_the_given_one(
     schema: dict[str, Any], definition: dict[str, Any], value: object
 ) -> None:
     whole = {**schema, "$defs": {"d": definition}}
-    if jsonschema.Draft202012Validator(closed(whole)).is_valid(value):
+    if jsonschema.Draft202012Validator(bounded(whole)).is_valid(value):
         jsonschema.validate(value, whole)
 
 
@@ -105,4 +129,4 @@ def test_what_is_too_deep_says_so() -> None:
     for _ in range(5000):
         schema = {"items": schema}
     with pytest.raises(RecursionError):
-        closed(schema)
+        bounded(schema)

@@ -33,6 +33,7 @@ def open_pipeline(
     stops: tuple[str, ...] = (),
     start: ReasoningStart | None = None,
     tools: bool = False,
+    min_tokens: int = 0,
 ) -> OutputPipeline:
     skip = skipped_ids(tokenizer, kept_tags=QWEN3.tags if start else (), calls=tools)
     return OutputPipeline(
@@ -40,6 +41,7 @@ def open_pipeline(
         stops=StopStrings(stops) if stops else None,
         reasoning=ReasoningSplitter(QWEN3, start) if start else None,
         tools=open_parser("qwen3_coder", []) if tools else None,
+        min_tokens=min_tokens,
     )
 
 
@@ -162,6 +164,19 @@ def test_nothing_follows_a_matched_stop(tokenizer: Tokenizer):
     run_to_stop = pushed(pipeline, tokenizer.encode("in the end"))
     assert summary(run_to_stop)[1] == "in "
     assert pipeline.finish() == []
+
+
+def test_stop_strings_wait_for_the_least_number_of_tokens(tokenizer: Tokenizer):
+    ids = tokenizer.encode("in the end, the end")
+    first = len(tokenizer.encode("in the end"))
+    for min_tokens, said in (
+        (0, "in "),
+        (first, "in the end, "),
+        (len(ids), "in the end, the end"),
+    ):
+        pipeline = open_pipeline(tokenizer, stops=("the",), min_tokens=min_tokens)
+        assert summary(pushed(pipeline, ids) + pipeline.finish())[1] == said
+        assert (pipeline.matched_stop is None) is (said == "in the end, the end")
 
 
 def test_reasoning_tokens_are_counted(tokenizer: Tokenizer):

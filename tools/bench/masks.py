@@ -225,7 +225,8 @@ async def _tokens_per_second(
         async def hold() -> Constraint | None:
             if seen is None:
                 return None
-            return (await constraints.open(_opener(subject.grammars, seen)))[0]
+            opener = _opener(subject.grammars, seen)
+            return (await constraints.open(opener, recall=lambda: None))[0]
 
         await hold()  # what is made once for the vocabulary and the grammar
         async with trio.open_nursery() as nursery:

@@ -22,6 +22,7 @@ from kttrio.server.anthropic.blocks import (
     ToolUseBlock,
 )
 from kttrio.server.anthropic.signature import unseal
+from kttrio.server.asking.content import TemplateContent, template_content
 from kttrio.server.requests import ImageSource
 from kttrio.text.messages import read_arguments
 
@@ -76,17 +77,13 @@ class Chat:
         call = {"tool_call_id": result.tool_use_id}
         self.messages.append({"role": "tool", **call, "content": content})
 
-    def _content(self, blocks: Sequence[Placed]) -> str | list[dict[str, Any]]:
-        """Text joined by newlines; with images all the parts."""
-        images = [
+    def _content(self, blocks: Sequence[Placed]) -> TemplateContent:
+        self.images += (
             block.source.source(f"{path}.source")
             for block, path in blocks
             if isinstance(block, ImageBlock)
-        ]
-        if not images:
-            return "\n".join(block.text for block, _ in blocks)
-        self.images += images
-        return [_part(block) for block, _ in blocks]
+        )
+        return template_content([block for block, _ in blocks], ImageBlock)
 
     def _add_assistant(self, blocks: Blocks) -> None:
         """The texts of an answer follow each other as the model wrote them."""
@@ -144,13 +141,7 @@ def _is_result(placed: Placed) -> bool:
     return isinstance(placed.block, ToolResultBlock)
 
 
-def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
-    if isinstance(block, ImageBlock):
-        return {"type": "image"}
-    return {"type": "text", "text": block.text}
-
-
-def _failed(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+def _failed(content: TemplateContent) -> TemplateContent:
     if isinstance(content, str):
         return FAILED + content
     return [{"type": "text", "text": FAILED}, *content]

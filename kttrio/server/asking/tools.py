@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.schema.kinds import Text, Told, refuse
+from kttrio.server.schema.kinds import Object, Text, Told, refuse
 from kttrio.server.schema.records import given
 from kttrio.text.messages import Arguments, read_arguments
 
 Tool = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldFunction:
+    """What the model is told of a function."""
+
+    name: str = given(Text(1), "of the function", required=True)
+    description: str | None = given(Text(), "what it does")
+    parameters: dict[str, Any] | None = given(Object(), "JSON Schema of its arguments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import trio
 
 from kttrio.config import ServerConfig
 from kttrio.server.errors import ApiError
-from kttrio.server.failures import log_failure
+from kttrio.server.failures import FAILED, log_failure
 from kttrio.server.grpc.status import RpcError, Status, rpc_error, status_fields
 from kttrio.server.visits import Visit, named
 from kttrio.server.wire.http2_stream import Headers, ServerEnds, Stream
@@ -178,7 +178,7 @@ class Call:
             self.finish(Status.DEADLINE_EXCEEDED, "The deadline of the call has passed.")
         except Exception as error:
             log_failure(logger, f"{named()} failed", error)
-            self.finish(Status.INTERNAL, "The server failed to answer; its log says why.")
+            self.finish(Status.INTERNAL, FAILED)
 
     def _seconds(self) -> float:
         """Until the client's deadline."""

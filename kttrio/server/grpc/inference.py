@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 from kttrio.server.completion import Completion, Usage
 from kttrio.server.decoding import Delta
 from kttrio.server.errors import ApiError
-from kttrio.server.failures import log_failure
+from kttrio.server.failures import FAILED, log_failure
 from kttrio.server.grpc.call import Call
 from kttrio.server.grpc.messages import MESSAGES
 from kttrio.server.grpc.status import RpcError
@@ -168,8 +168,7 @@ class StreamInfer:
             self._call.send(_refusal(self._state.model.name, request_id, error.message))
         except Exception as error:
             log_failure(logger, "a request of ModelStreamInfer failed", error)
-            text = "The server failed to answer; its log says why."
-            self._call.send(_refusal(self._state.model.name, request_id, text))
+            self._call.send(_refusal(self._state.model.name, request_id, FAILED))
         finally:
             self._free.release()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kttrio.server.asking.content import RefusalPart, TemplateContent, template_content
 from kttrio.server.asking.tools import PastFunction
 from kttrio.server.requests import ImageSource
 from kttrio.server.schema.kinds import Either, Many, OneOf, Tagged, Text, refuse
@@ -23,13 +24,6 @@ class TextPart:
     """A piece of text."""
 
     text: str = given(Text(), "the text", required=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusalPart:
-    """What a model said when it would not answer."""
-
-    refusal: str = given(Text(), "the text", required=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,26 +144,8 @@ def _past_call(call: PastCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
-def _content(content: Content | None) -> str | list[dict[str, Any]] | None:
-    """The message's text, joined by newlines where it comes in parts, as most templates know only
-    strings; with images all the parts."""
-    if not isinstance(content, tuple):
-        return content
-    if any(isinstance(part, ImagePart) for part in content):
-        return [_template_part(part) for part in content]
-    return "\n".join(_text(part) for part in content)
-
-
-def _template_part(part: Part) -> dict[str, Any]:
-    return (
-        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
-    )
-
-
-def _text(part: Part) -> str:
-    if isinstance(part, TextPart):
-        return part.text
-    return part.refusal if isinstance(part, RefusalPart) else ""
+def _content(content: Content | None) -> TemplateContent | None:
+    return template_content(content, ImagePart) if isinstance(content, tuple) else content
 
 
 def image_sources(messages: Sequence[AnyMessage]) -> tuple[ImageSource, ...]:

@@ -84,6 +84,8 @@ class ChatBody(StreamedFields):
     documents: None = refused("put them into a message")
     chat_template: None = refused(ONE_TEMPLATE)
     echo: None = refused("use /v1/completions")
+    best_of: None = refused("ask for 'n' answers and choose", harmless=(1,))
+    suffix: None = refused("this server does not fill in the middle")
     add_special_tokens: None = refused("the chat template writes them")
     input_ids: None = refused("use /v1/completions with token ids")
     mm_processor_kwargs: None = refused("images are prepared as the model was trained")

@@ -49,13 +49,38 @@ class Extras:
         return self.usage is None
 
 
+class Chunks:
+    """The chunks of one answer, whatever their choices say, and its end."""
+
+    def __init__(self, fields: dict[str, Any], stream: sse.EventStream, extras: Extras) -> None:
+        self._fields = fields
+        self._stream = stream
+        self._extras = extras
+
+    def chunk(self, entry: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._fields, "choices": [entry]}
+        usage = self._extras.usage
+        return {**chunk, "usage": usage_fields(usage())} if usage else chunk
+
+    def end(self, error: ApiError | None, usage: Usage) -> None:
+        """The last events. An answer that is incomplete never ends with [DONE]."""
+        if error is not None:
+            self._stream.put(sse.event(error_body(error)))
+        else:
+            if self._extras.include_usage:
+                last = {**self._fields, "choices": [], "usage": usage_fields(usage)}
+                self._stream.put(sse.event(last))
+            self._stream.put(sse.DONE)
+        self._stream.end()
+
+
 class ChatStream:
     """Writes a chat completion as chunks: role, text, one end per choice, usage, [DONE]."""
 
     def __init__(
         self, head: Head, stream: sse.EventStream, tokenizer: Tokenizer, extras: Extras
     ) -> None:
-        self._fields = head.fields("chat.completion.chunk")
+        self._chunks = Chunks(head.fields("chat.completion.chunk"), stream, extras)
         self._stream = stream
         self._tokenizer = tokenizer
         self._extras = extras
@@ -72,7 +97,7 @@ class ChatStream:
     def on_delta(self, choice: int, delta: Delta) -> None:
         if choice not in self._texts:
             self._begin(choice)
-        self._stream.put(b"".join(map(sse.event, self._chunks(choice, delta))))
+        self._stream.put(b"".join(map(sse.event, self._chunks_of(choice, delta))))
 
     def _begin(self, choice: int) -> sse.EventTemplate:
         first = self._chunk(choice, {"role": "assistant", "content": ""})
@@ -83,7 +108,7 @@ class ChatStream:
         self._texts[choice] = template
         return template
 
-    def _chunks(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
+    def _chunks_of(self, choice: int, delta: Delta) -> list[dict[str, Any]]:
         changes: list[dict[str, Any]] = []
         if delta.reasoning:
             changes.append({"reasoning_content": delta.reasoning})
@@ -105,11 +130,10 @@ class ChatStream:
 
     def _chunk(self, choice: int, change: dict[str, Any]) -> dict[str, Any]:
         entry = {"index": choice, "delta": change, "logprobs": None, "finish_reason": None}
-        return _chunk(self._fields, entry, self._extras)
+        return self._chunks.chunk(entry)
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
-        told = usage if self._extras.include_usage else None
-        end_stream(self._stream, self._fields, error, told)
+        self._chunks.end(error, usage)
 
 
 class TextStream:
@@ -118,7 +142,7 @@ class TextStream:
     def __init__(
         self, head: Head, stream: sse.EventStream, tokenizer: Tokenizer, extras: Extras
     ) -> None:
-        self._fields = head.fields("text_completion")
+        self._chunks = Chunks(head.fields("text_completion"), stream, extras)
         self._stream = stream
         self._extras = extras
         self._fast = extras.fast
@@ -153,29 +177,10 @@ class TextStream:
 
     def _chunk(self, choice: int, text: str) -> dict[str, Any]:
         entry = {"index": choice, "text": text, "logprobs": None, "finish_reason": None}
-        return _chunk(self._fields, entry, self._extras)
+        return self._chunks.chunk(entry)
 
     def on_end(self, error: ApiError | None, usage: Usage) -> None:
-        told = usage if self._extras.include_usage else None
-        end_stream(self._stream, self._fields, error, told)
-
-
-def _chunk(fields: dict[str, Any], entry: dict[str, Any], extras: Extras) -> dict[str, Any]:
-    chunk = {**fields, "choices": [entry]}
-    return {**chunk, "usage": usage_fields(extras.usage())} if extras.usage else chunk
-
-
-def end_stream(
-    stream: sse.EventStream, fields: dict[str, Any], error: ApiError | None, usage: Usage | None
-) -> None:
-    """The last events. An answer that is incomplete never ends with [DONE]."""
-    if error is not None:
-        stream.put(sse.event(error_body(error)))
-    else:
-        if usage is not None:
-            stream.put(sse.event({**fields, "choices": [], "usage": usage_fields(usage)}))
-        stream.put(sse.DONE)
-    stream.end()
+        self._chunks.end(error, usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from kttrio.server.asking.tools import FunctionName, Tool, ToolUse, allow, force, tool_name
-from kttrio.server.schema.kinds import Either, Many, Object, OneOf, Tagged, Text
+from kttrio.server.asking.tools import (
+    FunctionName,
+    ToldFunction,
+    Tool,
+    ToolUse,
+    allow,
+    force,
+    tool_name,
+)
+from kttrio.server.schema.kinds import Either, Many, OneOf, Tagged
 from kttrio.server.schema.records import Checked, Nested, given, ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Function:
-    """What the model is told of a function."""
+class Function(ToldFunction):
+    """A function of a chat."""
 
-    name: str = given(Text(1), "of the function", required=True)
-    description: str | None = given(Text(), "what it does")
-    parameters: dict[str, Any] | None = given(Object(), "JSON Schema of its arguments")
     strict: None = ignored("forced calls always follow the schema")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kttrio.server.asking.content import RefusalPart, TemplateContent, template_content
 from kttrio.server.asking.tools import PastFunction
 from kttrio.server.requests import ImageSource
 from kttrio.server.responses.reasoning import carried
@@ -27,13 +28,6 @@ class TextPart:
     text: str = given(Text(), "the text", required=True)
     annotations: None = ignored("the model sees no annotations")
     logprobs: None = ignored("the model sees text")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusalPart:
-    """What a model said when it would not answer."""
-
-    refusal: str = given(Text(), "the text", required=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,9 +210,6 @@ def _thought(item: Reasoning) -> str:
     return text or "\n".join(part.text for part in item.summary)
 
 
-TemplateContent = str | list[dict[str, Any]]
-
-
 def _joined(before: TemplateContent | None, after: TemplateContent) -> TemplateContent:
     """Text behind a call goes on with the text before it."""
     if before is None:
@@ -233,25 +224,7 @@ def _as_parts(content: TemplateContent) -> list[dict[str, Any]]:
 
 
 def _content(content: Content) -> TemplateContent:
-    """The text, joined by newlines where it comes in parts, as most templates know only strings;
-    with images all the parts."""
-    if isinstance(content, str):
-        return content
-    if any(isinstance(part, ImagePart) for part in content):
-        return [_template_part(part) for part in content]
-    return "\n".join(map(_text, content))
-
-
-def _template_part(part: Part) -> dict[str, Any]:
-    if isinstance(part, ImagePart):
-        return {"type": "image"}
-    return {"type": "text", "text": _text(part)}
-
-
-def _text(part: Part) -> str:
-    if isinstance(part, TextPart):
-        return part.text
-    return part.refusal if isinstance(part, RefusalPart) else ""
+    return content if isinstance(content, str) else template_content(content, ImagePart)
 
 
 def image_sources(asked: Input) -> Iterator[ImageSource]:

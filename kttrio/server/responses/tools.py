@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kttrio.server.asking.tools import FunctionName, ToolUse, allow, force, tool_name
+from kttrio.server.asking.tools import FunctionName, ToldFunction, ToolUse, allow, force, tool_name
 from kttrio.server.schema.kinds import (
     Boolean,
     Either,
     Many,
-    Object,
     OneOf,
     Tagged,
     Text,
@@ -28,12 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionTool:
+class FunctionTool(ToldFunction):
     """A function that the client runs."""
 
-    name: str = given(Text(1), "of the function", required=True)
-    description: str | None = given(Text(), "what it does")
-    parameters: dict[str, Any] | None = given(Object(), "JSON Schema of its arguments")
     strict: bool | None = given(Boolean(), "forced calls follow the schema with or without it")
 
 

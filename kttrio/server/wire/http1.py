@@ -86,6 +86,8 @@ class Http1(H11Protocol):
             await self._refuse(505)
         if not event.target.startswith(TARGETS) or not _splits(event.target):
             await self._refuse(400)
+        if _has_two_ends(event):
+            await self._refuse(400)
 
     async def _refuse(self, status: int) -> NoReturn:
         await self._send_error_response(status)
@@ -123,6 +125,15 @@ def _splits(target: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _has_two_ends(request: h11.Request) -> bool:
+    """Whether a proxy before us may find the body's end elsewhere than we do, and so take what a
+    client smuggles in behind it for another's request."""
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" not in names:
+        return False
+    return b"content-length" in names or request.http_version == b"1.0"
 
 
 def protocol_config() -> Config:

@@ -53,8 +53,14 @@ def detects(template_text: str) -> bool:
 
 
 def open_parser(tools: Tools, new_id: Callable[[], str]) -> ToolParser:
+    return open_headed(_HEAD, new_id)
+
+
+def open_headed(head: re.Pattern[str], new_id: Callable[[], str]) -> ToolParser:
+    """A parser of calls that begin with `head`, whose group is the name."""
+
     def read_head(text: str) -> Head | None:
-        head = _HEAD.fullmatch(text)
-        return Head(head[1], new_id()) if head else None
+        found = head.fullmatch(text)
+        return Head(found[1], new_id()) if found else None
 
     return JsonCalls(TAGS, lambda pieces: HeadedCall(pieces, TAGS.ends, read_head))

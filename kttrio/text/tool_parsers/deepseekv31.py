@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable
 
 from kttrio.text.call_lark import CallShape, JsonArguments
-from kttrio.text.json_calls import Head, HeadedCall, JsonCalls
 from kttrio.text.tool_parsers.base import ToolParser, Tools
 from kttrio.text.tool_parsers.deepseekv3 import (
     CALL,
@@ -22,7 +21,7 @@ from kttrio.text.tool_parsers.deepseekv3 import (
     SECTION,
     SECTION_END,
     SEPARATOR,
-    TAGS,
+    open_headed,
 )
 
 _HEAD = re.compile(rf"\s*([^\s`<>]+)\s*{SEPARATOR}\s*(?:{FENCE}[a-z]*\s*)?")
@@ -42,8 +41,4 @@ def detects(template_text: str) -> bool:
 
 
 def open_parser(tools: Tools, new_id: Callable[[], str]) -> ToolParser:
-    def read_head(text: str) -> Head | None:
-        head = _HEAD.fullmatch(text)
-        return Head(head[1], new_id()) if head else None
-
-    return JsonCalls(TAGS, lambda pieces: HeadedCall(pieces, TAGS.ends, read_head))
+    return open_headed(_HEAD, new_id)

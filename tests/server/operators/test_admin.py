@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from kttrio.config import EngineConfig
 from kttrio.server.operators import admin
 from tests.http_front import MODEL, chat_body, running_front
 
@@ -66,6 +67,21 @@ async def test_health_generate_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -
         assert reply.status == 503
         assert reply.error()["code"] == "engine_timeout"
         await front.idle()
+
+
+async def test_a_full_server_that_draws_tokens_is_well() -> None:
+    limits = EngineConfig(max_queued_requests=1)
+    async with running_front(engine_config=limits, num_slots=1, delay=0.002) as front:
+        front.script.endless = True
+        for _ in range(2):
+            client = await front.connect()
+            await client.send("POST", "/v1/chat/completions", chat_body(stream=True))
+        while not front.state.engine.stats.waiting:
+            await trio.lowlevel.checkpoint()
+        assert (await front.chat()).status == 429
+        assert (await front.ask("GET", "/health_generate")).status == 200
+        front.state.draining = True
+        assert (await front.ask("GET", "/health_generate")).status == 503
 
 
 async def test_server_info() -> None:

@@ -209,6 +209,24 @@ async def test_malformed_requests_end_their_connection_only(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [
+        ("1.1", "Content-Length: 4\r\nTransfer-Encoding: chunked"),
+        ("1.1", "Transfer-Encoding: chunked\r\nContent-Length: 0"),
+        ("1.0", "Transfer-Encoding: chunked"),
+    ],
+)
+async def test_a_body_with_two_ends_smuggles_nothing(version: str, fields: str) -> None:
+    async with running_front() as front:
+        client = await front.connect()
+        head = f"POST /tokenize HTTP/{version}\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\n"
+        await client.stream.send_all(head.encode() + b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = await read_all(client)
+        assert received.startswith(b"HTTP/1.1 400")
+        assert received.count(b"HTTP/1.1") == 1
+
+
 async def test_quarts_own_timeout_does_not_apply() -> None:
     async with running_front() as front:
         assert front.app.config["RESPONSE_TIMEOUT"] is None

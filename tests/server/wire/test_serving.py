@@ -111,8 +111,8 @@ async def test_the_last_resort_is_to_cancel(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_silent_stream_carries_comments() -> None:
-    config = ServerConfig(stream_keepalive_seconds=0.02)
-    async with running_front(config=config, delay=0.15) as front:
+    config = ServerConfig(stream_keepalive_seconds=0.05)
+    async with running_front(config=config, delay=0.4) as front:
         reply = await front.chat(stream=True, max_tokens=2)
         events = reply.events()
         assert events[0] == ": keep-alive"

@@ -18,7 +18,19 @@ from tools.demo_server import Server, faults
 from tools.soak import talkers
 from tools.soak.questions import Question
 from tools.soak.talkers import Tally, Topic, talk, topics
-from tools.soak.trouble import Victim, abort, bad_bodies, crowd, garbage, gzip_bomb, huge_head
+from tools.soak.trouble import (
+    Victim,
+    abort,
+    bad_bodies,
+    crowd,
+    flood,
+    garbage,
+    gzip_bomb,
+    huge_head,
+    leave,
+    long_prompts,
+    loris,
+)
 from tools.soak.watch import Sample, growth, leaks, look
 from tools.soak.ways import ways
 
@@ -31,6 +43,10 @@ WAYS = {
     *("chat", "chat, whole", "completions", "responses", "messages"),
     *("generate_stream", "infer", "ModelStreamInfer"),
 }
+TROUBLE = (
+    *(abort, bad_bodies, crowd, flood, garbage, gzip_bomb),
+    *(huge_head, leave, long_prompts, loris),
+)
 SAMPLE = Sample(0.0, 100.0, 5, 9, 16, 0, 0, 0, {})
 
 
@@ -101,11 +117,13 @@ async def test_what_is_noted(
     assert bool(tally.findings) is noted.startswith("!")
 
 
-@pytest.mark.parametrize("trouble", [bad_bodies, gzip_bomb, huge_head, garbage, crowd, abort])
+@pytest.mark.parametrize("trouble", TROUBLE)
 async def test_trouble_finds_no_fault_with_a_good_server(
     trouble: Callable[[Victim, random.Random], Awaitable[str]],
 ) -> None:
-    config = ServerConfig(grpc_port=0, max_body_bytes=1 << 21, idle_timeout=1, header_timeout=1)
+    config = ServerConfig(
+        grpc_port=0, max_body_bytes=1 << 21, idle_timeout=1, header_timeout=0.2, body_timeout=0.2
+    )
     async with running_front(config=config, context_length=512) as front:
         where = server(front)
         victim = Victim(front.url, where.port, where.grpc_port, MODEL)

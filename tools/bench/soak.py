@@ -103,7 +103,7 @@ async def _run(config: SoakConfig, console: Console) -> int:
             with trio.move_on_after(config.minutes * 60):
                 async with trio.open_nursery() as nursery:
                     _send_clients(nursery, config, server, Crowd(model, known, tally))
-                    await _watch(server, samples, console)
+                    await _watch(server, samples, tally, console)
             after = await _idle(server)
             _show(console, after)
         course = Course(before, samples, after, faults(log))
@@ -145,7 +145,7 @@ async def _trouble(victim: Victim, dice: random.Random, tally: Tally) -> None:
             tally.note(outcome)
 
 
-async def _watch(server: Server, samples: list[Sample], console: Console) -> None:
+async def _watch(server: Server, samples: list[Sample], tally: Tally, console: Console) -> None:
     started = trio.current_time()
     async with Client(server.url) as client:
         while True:
@@ -153,6 +153,7 @@ async def _watch(server: Server, samples: list[Sample], console: Console) -> Non
             samples.append(await look(client, server.pid, started))
             if len(samples) % SHOWN == 0:
                 _show(console, samples[-1])
+                console.print(tally.line)
 
 
 async def _idle(server: Server) -> Sample:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
 
-from kttrio.client import ClientError
+from kttrio.client import ClientError, StatusError
 from tools.soak.questions import Question
 
 SECONDS = 60.0
@@ -24,15 +25,26 @@ def can_ask(question: Question) -> bool:
 def ask(address: str, model: str, question: Question, patience: int | None) -> str:
     """The text of one answer; with `patience`, of so many pieces, whereupon the client leaves.
     Blocking. Raises ClientError."""
-    pieces: list[str] = []
-    with InferenceServerClient(address) as client, _stream(client) as next_result:
+    try:
+        with InferenceServerClient(address) as client:
+            return "".join(_pieces(client, model, question, patience))
+    except InferenceServerException as error:
+        if error.status() == "StatusCode.RESOURCE_EXHAUSTED":
+            raise StatusError(429, str(error), {}) from error
+        raise ClientError(str(error)) from error
+
+
+def _pieces(
+    client: InferenceServerClient, model: str, question: Question, patience: int | None
+) -> Iterator[str]:
+    with _stream(client) as next_result:
         client.async_stream_infer(model, _inputs(question))
-        final = False
-        while not final and (patience is None or len(pieces) < patience):
+        final, num_pieces = False, 0
+        while not final and num_pieces != patience:
             result = next_result()
-            pieces.append(result.as_numpy("text_output")[0].decode())
+            yield result.as_numpy("text_output")[0].decode()
+            num_pieces += 1
             final = result.get_response().parameters["triton_final_response"].bool_param
-    return "".join(pieces)
 
 
 @contextmanager
@@ -46,7 +58,7 @@ def _stream(client: InferenceServerClient) -> Iterator[Callable[[], Any]]:
         except queue.Empty:
             raise ClientError(f"no answer over gRPC for {SECONDS:g} s") from None
         if isinstance(one, Exception):
-            raise ClientError(str(one)) from one
+            raise one
         return one
 
     try:

@@ -233,20 +233,17 @@ async def loris(victim: Victim, dice: random.Random) -> str:
     """A request that never becomes whole, a byte now and then."""
     whole = _post(CHAT, _chat(max_tokens=4) + b" " * 4000)
     begun, port = dice.choice([(0, victim.port), (len(whole) - 3900, victim.port), (0, 0)])
-    async with _socket(port or victim.grpc_port) as stream:
-        with trio.move_on_after(PATIENCE) as waiting, suppress(trio.BrokenResourceError, OSError):
-            await stream.send_all(whole[:begun])
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_drip, stream, whole[begun:])
-                async for _ in stream:
-                    pass
-                nursery.cancel_scope.cancel()
-    return "!a slow request is never closed" if waiting.cancelled_caught else "slow request"
+    async with _socket(port or victim.grpc_port) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(_drip, stream, whole[:begun], whole[begun:])
+        answer = await _read_end(stream)
+        nursery.cancel_scope.cancel()
+    return "!a slow request is never closed" if answer is None else "slow request"
 
 
-async def _drip(stream: trio.SocketStream, data: bytes) -> None:
+async def _drip(stream: trio.SocketStream, begun: bytes, rest: bytes) -> None:
     with suppress(trio.BrokenResourceError, OSError):
-        for byte in data:
+        await stream.send_all(begun)
+        for byte in rest:
             await stream.send_all(bytes([byte]))
             await trio.sleep(0.5)
 

@@ -3,9 +3,10 @@ other and in all at once, beside what they feel alone."""
 
 from __future__ import annotations
 
-import random
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,8 @@ from kttrio.config import flag
 from tools.bench.measure import Target, first_model, percentile, run_level
 from tools.bench.record import check_place, write_record
 from tools.demo_server import Server, faults, running_server
-from tools.soak.trouble import FLOODS, TROUBLES, Trouble, Victim
+from tools.soak.trouble import Victim
+from tools.soak.troublers import NAMED, misbehaving
 from tools.soak.watch import look
 
 FLAGS = ("--stream-write-timeout", "3", "--header-timeout", "3", "--no-access-log")
@@ -76,8 +78,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _run(config: StormConfig, console: Console) -> int:
-    each = (*(trouble for _, trouble in TROUBLES), *FLOODS)
-    skies = [("calm", ()), *((one.__name__, (one,)) for one in each), ("all at once", each)]
+    each = tuple(NAMED)
+    skies = [("calm", ()), *((name, (name,)) for name in each), ("all at once", each)]
     with TemporaryDirectory() as folder:
         log = Path(folder, "server.log")
         async with running_server(log, *FLAGS) as server:
@@ -99,17 +101,18 @@ async def _warm_up(server: Server, model: str) -> None:
 
 
 async def _weather(
-    config: StormConfig, server: Server, model: str, name: str, troubles: Sequence[Trouble]
+    config: StormConfig, server: Server, model: str, name: str, troubles: Sequence[str]
 ) -> Weather:
-    weather, dice = Weather(name), random.Random(config.seed)
+    weather = Weather(name)
     victim = Victim(server.url, server.port, server.grpc_port, model)
-    async with trio.open_nursery() as nursery:
-        for number in range(config.troublers if troubles else 0):
-            one = troubles[number % len(troubles)]
-            nursery.start_soon(_trouble, one, victim, random.Random(dice.random()), weather)
+    calm = nullcontext(Counter[str]())
+    bad = misbehaving(victim, troubles, config.troublers, config.seed) if troubles else calm
+    async with bad as outcomes, trio.open_nursery() as nursery:
         nursery.start_soon(_weigh, server, weather)
         await _streams(config, server, model, weather)
         nursery.cancel_scope.cancel()
+    weather.num_troubles = outcomes.total()
+    weather.errors += [outcome for outcome in outcomes if outcome.startswith("!")]
     return weather
 
 
@@ -123,17 +126,6 @@ async def _streams(config: StormConfig, server: Server, model: str, weather: Wea
         )
         weather.gaps += level.gaps()
         weather.errors += level.errors()
-
-
-async def _trouble(trouble: Trouble, victim: Victim, dice: random.Random, weather: Weather) -> None:
-    while True:
-        weather.num_troubles += 1
-        try:
-            outcome = await trouble(victim, dice)
-        except (ClientError, OSError, trio.BrokenResourceError):
-            continue  # the server's good right
-        if outcome.startswith("!"):
-            weather.errors.append(f"{trouble.__name__}: {outcome[1:]}")
 
 
 async def _weigh(server: Server, weather: Weather) -> None:

@@ -104,17 +104,17 @@ async def talk(url: str, topics: Sequence[Topic], dice: random.Random, tally: Ta
         async with Client(url, timeout=TIMEOUT) as client:
             for topic in islice(iter(lambda: dice.choice(topics), None), dice.randrange(1, 20)):
                 (manner,) = dice.choices(MANNERS, (6, 1, 2))
-                await _compare(client, topic, manner, dice.randrange(1, 30), tally)
+                await compare(client, topic, manner, dice.randrange(1, 30), tally)
 
 
-async def _compare(
-    client: Client, topic: Topic, manner: str, num_pieces: int, tally: Tally
-) -> None:
+async def compare(client: Client, topic: Topic, manner: str, num_pieces: int, tally: Tally) -> None:
+    """Ask once, and note what came of it."""
     try:
         answer = await topic.ask(client, manner, num_pieces)
     except StatusError as error:
         if error.status not in BUSY:
             tally.find("refused", f"{topic.name}: {error}")
+            return
         tally.note(f"busy ({error.status})")
         await trio.sleep(BUSY_PAUSE)
         return

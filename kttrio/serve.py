@@ -174,9 +174,7 @@ async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -
     check_origins(settings.server.allowed_origins)
     await check_listening(settings.server)
     parts = await trio.to_thread.run_sync(build, settings, face, abandon_on_cancel=True)
-    # What is loaded stays. A full collection looks at all of it and stops every stream for 0.15 s.
-    gc.collect()
-    gc.freeze()
+    _keep_what_is_loaded()
     try:
         await _Server(settings, face, parts).run()
     except ExceptionGroup as group:
@@ -184,6 +182,14 @@ async def serve(settings: Settings, face: Face, *, build: Build = build_parts) -
     finally:
         gc.unfreeze()
         parts.runner.close()
+
+
+@trio.lowlevel.enable_ki_protection
+def _keep_what_is_loaded() -> None:
+    """A full collection looks at all that is loaded and stops every stream for 0.15 s: this is the
+    last. A Ctrl-C waits until it is over, because finalisers swallow what is raised in them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _first_leaf(group: ExceptionGroup[Exception]) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from threading import get_ident
 
 import pytest
@@ -9,6 +10,8 @@ import trio
 import trio.lowlevel
 import trio.testing
 
+from kttrio.server import off_loop as module
+from kttrio.server.errors import ApiError
 from kttrio.server.off_loop import HUGE_BODY, LONG_BODY, MOST_HUGE, MOST_LONG, off_loop
 
 
@@ -44,3 +47,20 @@ async def test_huge_work_does_not_hold_up_long_work() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert await off_loop(LONG_BODY, lambda: "done") == "done"
         gate.set()
+
+
+async def test_few_huge_bodies_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 1)
+    gate = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_HUGE + 1):
+            nursery.start_soon(off_loop, HUGE_BODY, lambda: trio.from_thread.run(gate.wait))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ApiError, match="wait already") as caught:
+            await off_loop(HUGE_BODY, get_ident)
+        nursery.start_soon(partial(off_loop, HUGE_BODY, get_ident, patient=True))
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert caught.value.status == 429
+    assert caught.value.headers == {"Retry-After": "5"}
+    assert await off_loop(HUGE_BODY, lambda: "done") == "done"

@@ -107,7 +107,7 @@ def blueprint(state: AppState) -> Blueprint:
         body, num_bytes = await read_body(lambda value: read(TokenizeBody, value))
         ids = await _ids(state, body, num_bytes)
         told = partial(_told, state, ids, pieces=body.return_token_strs)
-        return await off_loop(num_bytes, lambda: json_response(told()))
+        return await off_loop(num_bytes, lambda: json_response(told()), patient=True)
 
     async def detokenize() -> Response:
         body, num_bytes = await read_body(lambda value: read(DetokenizeBody, value))

@@ -182,7 +182,8 @@ async def _encoded(response: Response, body: bytes) -> Response:
     """The response, smaller where its client can read it so."""
     encoding = encoding_of(request.headers.get("Accept-Encoding", ""))
     if encoding:
-        response.set_data(await off_loop(len(body), lambda: encoded(body, encoding)))
+        packed = await off_loop(len(body), lambda: encoded(body, encoding), patient=True)
+        response.set_data(packed)
         response.headers["Content-Encoding"] = encoding
     response.headers["Vary"] = "Accept-Encoding"
     return response

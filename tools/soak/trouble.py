@@ -212,7 +212,7 @@ async def long_prompts(victim: Victim, dice: random.Random) -> str:
             await client.post_json("/tokenize", {"prompt": text})
             await client.post_json("/v1/completions", {"prompt": text, "max_tokens": 1})
         except StatusError as error:
-            return "long prompt" if error.status in (400, 413) else f"!long prompt: {error}"
+            return "long prompt" if error.status in (400, 413, 429) else f"!long prompt: {error}"
     return "!a prompt beyond all limits is taken"
 
 

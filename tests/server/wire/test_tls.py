@@ -156,7 +156,7 @@ async def test_only_clients_with_a_certificate_are_let_in() -> None:
 async def test_a_greeting_that_is_none_ends_its_connection_only(
     wire: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_front(config=tls_config(header_timeout=0.1)) as front:
+    async with running_front(config=tls_config(header_timeout=1.0)) as front:
         clear = await front.connect()
         await clear.stream.send_all(wire)
         with trio.fail_after(5):

@@ -23,6 +23,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180
 STOP_SECONDS = 60
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+"""A tool that the demo model has learnt to call."""
 
 
 class Server:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import WEATHER, Server
 
 # what pydantic says of litellm's own types
 pytestmark = [
@@ -18,18 +18,6 @@ pytestmark = [
 ]
 
 QUESTION = [{"role": "user", "content": "What is kttrio?"}]
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
 
 
 @pytest.fixture

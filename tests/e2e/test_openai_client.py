@@ -13,23 +13,11 @@ import openai
 import pydantic
 import pytest
 
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import WEATHER, Server
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = json.loads((ROOT / "tools/demo/questions.json").read_text("utf-8"))
 UNSEEN_CITIES = json.loads((ROOT / "tools/demo/held_out_cities.json").read_text("utf-8"))
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Get the weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
 TIME = {
     "type": "function",
     "function": {

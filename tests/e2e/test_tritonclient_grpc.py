@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from tritonclient.grpc import (
     InferenceServerClient,
@@ -25,6 +24,7 @@ from tritonclient.utils import InferenceServerException
 from kttrio.server.grpc.messages import MESSAGES
 from tests.e2e.conftest import Server
 from tools.bench.measure import in_use
+from tools.soak.calls import tensor
 
 SECONDS = 60
 PROMPT = "What is kttrio?"
@@ -34,18 +34,6 @@ PROMPT = "What is kttrio?"
 def triton(server: Server) -> Iterator[InferenceServerClient]:
     with InferenceServerClient(server.grpc) as client:
         yield client
-
-
-def tensor(name: str, value: object) -> InferInput:
-    if isinstance(value, str):
-        array, datatype = np.array([value.encode()], dtype=np.object_), "BYTES"
-    elif isinstance(value, bool):
-        array, datatype = np.array([value]), "BOOL"
-    else:
-        array, datatype = np.array([value], dtype=np.int32), "INT32"
-    filled = InferInput(name, [1], datatype)
-    filled.set_data_from_numpy(array)
-    return filled
 
 
 def inputs(prompt: str = PROMPT, **values: object) -> list[InferInput]:

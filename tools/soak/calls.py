@@ -70,17 +70,18 @@ def _stream(client: InferenceServerClient) -> Iterator[Callable[[], Any]]:
 def _inputs(question: Question) -> list[InferInput]:
     given = {"text_input": question.prompt, "max_tokens": question.max_tokens, "temperature": 0}
     return [
-        _tensor(name, value) for name, value in {**given, "stream": True, **question.fields}.items()
+        tensor(name, value) for name, value in {**given, "stream": True, **question.fields}.items()
     ]
 
 
-def _tensor(name: str, value: object) -> InferInput:
+def tensor(name: str, value: object) -> InferInput:
+    """A string, a truth or a number as an input of one element."""
     if isinstance(value, str):
         array, datatype = np.array([value.encode()], dtype=np.object_), "BYTES"
     elif isinstance(value, bool):
         array, datatype = np.array([value]), "BOOL"
     else:
         array, datatype = np.array([value], dtype=np.int32), "INT32"
-    tensor = InferInput(name, [1], datatype)
-    tensor.set_data_from_numpy(array)
-    return tensor
+    filled = InferInput(name, [1], datatype)
+    filled.set_data_from_numpy(array)
+    return filled
